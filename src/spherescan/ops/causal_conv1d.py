@@ -1,0 +1,155 @@
+"""The causal depthwise convolution in front of the scan, its fast torch form and its single step.
+
+Letters: b batch, l length, d channels, k kernel width, w = k - 1.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from spherescan.ops import reference
+from spherescan.ops.form import selected_form
+
+
+def causal_conv1d(
+    x: Float[Tensor, "b l d"],
+    weight: Float[Tensor, "d k"],
+    bias: Float[Tensor, " d"] | None = None,
+    *,
+    activation: str | None = "silu",
+    state: Float[Tensor, "b d w"] | None = None,
+    reset: Bool[Tensor, "b l"] | None = None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d w"]]:
+    """Convolve each channel with its own kernel over the past, then apply the activation.
+
+        y_t = silu(bias + sum_j weight[:, j] x_{t - (k - 1) + j})
+
+    Args:
+        x: Input.
+        weight: One kernel per channel; the last tap meets the present.
+        bias: Added before the activation.
+        activation: "silu", or None for the plain convolution.
+        state: The k - 1 inputs before the first position, oldest first; zero when missing.
+        reset: True where a new document starts: no tap reaches across it.
+
+    Returns:
+        The output, and the last k - 1 inputs (zero where a reset cut them off).
+
+    Raises:
+        ValueError: A shape that does not fit, or an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1)
+        >>> y, state = causal_conv1d(x, torch.tensor([[10.0, 1.0]]), activation=None)
+        >>> y.flatten().tolist(), state.flatten().tolist()
+        ([1.0, 12.0, 23.0], [3.0])
+    """
+    batch, length, d_inner = x.shape
+    state = _checked_state(batch, d_inner, weight, bias, activation, state, like=x)
+    if reset is not None and (reset.shape != (batch, length) or reset.dtype != torch.bool):
+        raise ValueError(
+            f"reset is {tuple(reset.shape)} {reset.dtype}; expected {(batch, length)} torch.bool"
+        )
+    form = reference.causal_conv1d if selected_form() == "reference" else _torch_conv
+    return form(x, weight, bias, activation=activation, state=state, reset=reset)
+
+
+def causal_conv1d_step(
+    x: Float[Tensor, "b d"],
+    weight: Float[Tensor, "d k"],
+    bias: Float[Tensor, " d"] | None = None,
+    *,
+    activation: str | None = "silu",
+    state: Float[Tensor, "b d w"],
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d w"]]:
+    """Advance `causal_conv1d` by one position.
+
+    Args:
+        x: Input at this position.
+        weight: One kernel per channel.
+        bias: Added before the activation.
+        activation: "silu" or None.
+        state: The k - 1 inputs before this position. It is not changed.
+
+    Returns:
+        The output and the new state.
+
+    Raises:
+        ValueError: A shape that does not fit, or an unknown activation.
+    """
+    batch, d_inner = x.shape
+    state = _checked_state(batch, d_inner, weight, bias, activation, state, like=x)
+    return reference.causal_conv1d_step(x, weight, bias, activation=activation, state=state)
+
+
+def _torch_conv(
+    x: Float[Tensor, "b l d"],
+    weight: Float[Tensor, "d k"],
+    bias: Float[Tensor, " d"] | None,
+    *,
+    activation: str | None,
+    state: Float[Tensor, "b d w"],
+    reset: Bool[Tensor, "b l"] | None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d w"]]:
+    width = weight.shape[1]
+    length = x.shape[1]
+    if length == 0:
+        return x, state
+    padded = torch.cat([state, x.transpose(1, 2)], dim=2)
+    if reset is None:
+        y = functional.conv1d(padded, weight.unsqueeze(1), bias, groups=weight.shape[0])
+        tail = padded[:, :, length:]
+    else:
+        age = _age(reset)
+        # Tap j looks j positions back; a document younger than that has nothing there.
+        taps = [
+            padded[:, :, width - 1 - j : width - 1 - j + length]
+            .where((age >= j)[:, None, :], 0.0)
+            .mul(weight[:, width - 1 - j, None])
+            for j in range(width)
+        ]
+        y = torch.stack(taps).sum(0)
+        if bias is not None:
+            y = y + bias[:, None]
+        reach = torch.arange(width - 1, 0, -1, device=x.device)
+        tail = padded[:, :, length:].where((age[:, -1:] >= reach - 1)[:, None, :], 0.0)
+    if activation == "silu":
+        y = functional.silu(y)
+    return y.transpose(1, 2), tail
+
+
+def _age(reset: Bool[Tensor, "b l"]) -> Tensor:
+    """Return how many positions ago the document began; beyond any kernel when none began here."""
+    length = reset.shape[1]
+    position = torch.arange(length, device=reset.device)
+    before_all = -(2**31)
+    start = torch.where(reset, position, before_all).cummax(dim=1).values
+    return position - start
+
+
+def _checked_state(
+    batch: int,
+    d_inner: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor | None,
+    *,
+    like: Tensor,
+) -> Tensor:
+    if weight.shape[0] != d_inner or weight.shape[1] < 1:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; expected ({d_inner}, at least 1)"
+        )
+    if bias is not None and bias.shape != (d_inner,):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({d_inner},)")
+    if activation not in {"silu", None}:
+        raise ValueError(f"unknown activation {activation!r}; choose silu or None")
+    shape = (batch, d_inner, weight.shape[1] - 1)
+    if state is None:
+        return like.new_zeros(shape)
+    if tuple(state.shape) != shape:
+        raise ValueError(f"state has shape {tuple(state.shape)}; expected {shape}")
+    return state

@@ -1,0 +1,212 @@
+"""The selective scan (S6) of Mamba, its fast torch form and its single step.
+
+Letters: b batch, l length, d channels, n state.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from spherescan.ops import reference
+from spherescan.ops.form import selected_form
+
+
+def selective_scan(
+    u: Float[Tensor, "b l d"],
+    delta: Float[Tensor, "b l d"],
+    A: Float[Tensor, "d n"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    D: Float[Tensor, " d"],
+    *,
+    delta_bias: Float[Tensor, " d"] | None = None,
+    delta_softplus: bool = False,
+    gate: Float[Tensor, "b l d"] | None = None,
+    state: Float[Tensor, "b d n"] | None = None,
+    reset: Bool[Tensor, "b l"] | None = None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
+    """Scan a sequence with input-dependent decay, input and output maps.
+
+        delta' = softplus(delta + delta_bias)
+        h_t    = exp(delta'_t A) h_{t-1} + (delta'_t u_t) B_t
+        y_t    = (<h_t, C_t> + D u_t) silu(gate_t)
+
+    State and decay are computed in at least float32; `y` has the dtype of `u`.
+
+    Args:
+        u: Input.
+        delta: Step sizes, before the bias and the softplus when these are asked for.
+        A: Decay rates, negative for a state that forgets.
+        B: Input map of each position.
+        C: Output map of each position.
+        D: Skip weight of each channel.
+        delta_bias: Added to every step size.
+        delta_softplus: Whether to pass the step sizes through a softplus.
+        gate: Multiplied onto the output through a SiLU.
+        state: State before the first position; zero when missing.
+        reset: True where a new document starts: the state is cleared before that position.
+
+    Returns:
+        The output, and the state after the last position.
+
+    Raises:
+        ValueError: A shape or dtype that does not fit.
+
+    References:
+        Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
+        arXiv:2312.00752, algorithm 2. As in the published kernel, B is discretised by Euler's rule.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1, 3, 1)
+        >>> y, state = selective_scan(one, one, torch.zeros(1, 1), one, one, torch.zeros(1))
+        >>> y.flatten().tolist(), state.item()
+        ([1.0, 2.0, 3.0], 3.0)
+    """
+    batch, length, d_inner = u.shape
+    d_state = A.shape[-1]
+    _expect("delta", delta, (batch, length, d_inner))
+    _expect("A", A, (d_inner, d_state))
+    _expect("B", B, (batch, length, d_state))
+    _expect("C", C, (batch, length, d_state))
+    _expect("D", D, (d_inner,))
+    _expect("delta_bias", delta_bias, (d_inner,))
+    _expect("gate", gate, (batch, length, d_inner))
+    _expect("state", state, (batch, d_inner, d_state))
+    _expect("reset", reset, (batch, length), dtype=torch.bool)
+    if state is None:
+        state = u.new_zeros(batch, d_inner, d_state, dtype=_state_dtype(u, delta, A, B, C))
+    scan = reference.selective_scan if selected_form() == "reference" else _unbound_scan
+    y, state = scan(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        gate=gate,
+        state=state,
+        reset=reset,
+    )
+    return y.to(u.dtype), state
+
+
+def selective_scan_step(
+    u: Float[Tensor, "b d"],
+    delta: Float[Tensor, "b d"],
+    A: Float[Tensor, "d n"],
+    B: Float[Tensor, "b n"],
+    C: Float[Tensor, "b n"],
+    D: Float[Tensor, " d"],
+    *,
+    delta_bias: Float[Tensor, " d"] | None = None,
+    delta_softplus: bool = False,
+    gate: Float[Tensor, "b d"] | None = None,
+    state: Float[Tensor, "b d n"],
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d n"]]:
+    """Advance `selective_scan` by one position.
+
+    Args:
+        u: Input at this position.
+        delta: Step sizes, before the bias and the softplus when these are asked for.
+        A: Decay rates.
+        B: Input map.
+        C: Output map.
+        D: Skip weights.
+        delta_bias: Added to the step sizes.
+        delta_softplus: Whether to pass the step sizes through a softplus.
+        gate: Multiplied onto the output through a SiLU.
+        state: State before this position. It is not changed.
+
+    Returns:
+        The output and the new state.
+
+    Raises:
+        ValueError: A shape that does not fit.
+    """
+    batch, d_inner = u.shape
+    d_state = A.shape[-1]
+    _expect("delta", delta, (batch, d_inner))
+    _expect("A", A, (d_inner, d_state))
+    _expect("B", B, (batch, d_state))
+    _expect("C", C, (batch, d_state))
+    _expect("D", D, (d_inner,))
+    _expect("delta_bias", delta_bias, (d_inner,))
+    _expect("gate", gate, (batch, d_inner))
+    _expect("state", state, (batch, d_inner, d_state))
+    y, state = reference.selective_scan_step(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        gate=gate,
+        state=state,
+    )
+    return y.to(u.dtype), state
+
+
+def _unbound_scan(
+    u: Float[Tensor, "b l d"],
+    delta: Float[Tensor, "b l d"],
+    A: Float[Tensor, "d n"],
+    B: Float[Tensor, "b l n"],
+    C: Float[Tensor, "b l n"],
+    D: Float[Tensor, " d"],
+    *,
+    delta_bias: Float[Tensor, " d"] | None,
+    delta_softplus: bool,
+    gate: Float[Tensor, "b l d"] | None,
+    state: Float[Tensor, "b d n"],
+    reset: Bool[Tensor, "b l"] | None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
+    """Loop over `unbind` slices, whose backward is one stack.
+
+    Indexing `x[:, t]` in the loop would make autograd allocate a full-size gradient per position:
+    a backward pass quadratic in length.
+    """
+    dtype = state.dtype
+    if u.shape[1] == 0:
+        return u, state
+    if delta_bias is not None:
+        delta = delta + delta_bias
+    if delta_softplus:
+        delta = functional.softplus(delta)
+    delta = delta.to(dtype)
+    delta_u = delta * u
+    keeps = [None] * u.shape[1] if reset is None else (~reset).unbind(1)
+    B, C = B.to(dtype), C.to(dtype)
+    outputs = []
+    steps = zip(delta.unbind(1), delta_u.unbind(1), B.unbind(1), C.unbind(1), keeps, strict=True)
+    for delta_t, delta_u_t, B_t, C_t, keep_t in steps:
+        if keep_t is not None:
+            state = torch.where(keep_t[:, None, None], state, 0.0)
+        decay = torch.exp(delta_t.unsqueeze(-1) * A)
+        state = decay * state + delta_u_t.unsqueeze(-1) * B_t.unsqueeze(1)
+        outputs.append(torch.bmm(state, C_t.unsqueeze(-1)).squeeze(-1))
+    y = torch.stack(outputs, dim=1) + D * u
+    if gate is not None:
+        y = y * functional.silu(gate)
+    return y, state
+
+
+def _state_dtype(*inputs: Tensor) -> torch.dtype:
+    """Return float64 when any input is, else float32: bfloat16 states drift within tens of steps."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
+
+
+def _expect(
+    name: str, value: Tensor | None, shape: tuple[int, ...], *, dtype: torch.dtype | None = None
+) -> None:
+    if value is None:
+        return
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}")
+    if dtype is not None and value.dtype != dtype:
+        raise ValueError(f"{name} has dtype {value.dtype}; expected {dtype}")
