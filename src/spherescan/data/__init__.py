@@ -1,1 +1,29 @@
-"""data."""
+"""Batches that can be resumed at any position, and the files they come from."""
+
+from spherescan.data.batch import NO_TARGET, Batch
+from spherescan.data.formats import SERIES_READERS, TOKEN_READERS, read_series, read_tokens
+from spherescan.data.locate import locate
+from spherescan.data.series import SeriesStream
+from spherescan.data.shards import import_text, open_shards, open_tokens, write_shards
+from spherescan.data.table import SeriesTable
+from spherescan.data.task import Task
+from spherescan.data.tokens import TokenData, TokenStream
+
+__all__ = [
+    "NO_TARGET",
+    "SERIES_READERS",
+    "TOKEN_READERS",
+    "Batch",
+    "SeriesStream",
+    "SeriesTable",
+    "Task",
+    "TokenData",
+    "TokenStream",
+    "import_text",
+    "locate",
+    "open_shards",
+    "open_tokens",
+    "read_series",
+    "read_tokens",
+    "write_shards",
+]

@@ -1,1 +1,30 @@
-"""train."""
+"""One run in memory: build, train, validate, save, resume."""
+
+from spherescan.train.build import build, evaluation_batches, objective_of, resume, start
+from spherescan.train.evaluate import Evaluation, evaluate
+from spherescan.train.objective import Objective
+from spherescan.train.progress import Bar, Lines, Reporter, Silent
+from spherescan.train.schedule import learning_rate
+from spherescan.train.signals import stop_on_signals
+from spherescan.train.step import StepMetrics, backprop_step
+from spherescan.train.trainer import Trainer
+
+__all__ = [
+    "Bar",
+    "Evaluation",
+    "Lines",
+    "Objective",
+    "Reporter",
+    "Silent",
+    "StepMetrics",
+    "Trainer",
+    "backprop_step",
+    "build",
+    "evaluate",
+    "evaluation_batches",
+    "learning_rate",
+    "objective_of",
+    "resume",
+    "start",
+    "stop_on_signals",
+]

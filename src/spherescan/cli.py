@@ -1,0 +1,385 @@
+"""The command line: parse, build, call.
+
+torch is imported by the verbs that need it, so that help and mistakes answer at once.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from pydantic.fields import FieldInfo
+
+from spherescan import __version__
+from spherescan.config import RunConfig, load_config, nearest, parse_config, settings, to_toml
+from spherescan.errors import ConfigError, SpherescanError
+
+if TYPE_CHECKING:
+    from spherescan.inference import Predictor
+    from spherescan.train import Reporter, Trainer
+
+_RESUME_SETTINGS = (
+    "run.steps",
+    "run.threads",
+    "run.log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code.
+
+    Errors become one line on stderr: 2 usage or configuration, 3 data, 4 checkpoint or run
+    directory, 6 not finite, 7 storage, 130 and 143 signals.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        options = _parser().parse_args(arguments)
+        verb: Callable[[argparse.Namespace], int] = options.verb
+        return verb(options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except SpherescanError as error:
+        _complain(error, debug=debug)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  the last line of defence: a person, not a program, reads it
+        _complain(error, debug=debug)
+        return 1
+
+
+def _complain(error: Exception, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    if not isinstance(error, SpherescanError):
+        text = f"internal error: {type(error).__name__}: {text}; --debug shows where"
+    print(f"spherescan: {text}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are errors of ours: one line, the nearest flag named."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].partition("=")[0]
+            hint = ""
+            if flag.startswith("-"):
+                hint = f"; {nearest(flag, [f for f in self._option_string_actions if f != '-h'])}"
+            message = f"unknown argument {flag!r}{hint}"
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="spherescan",
+        description="Train selective state-space models whose classes are points on a hypersphere.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"spherescan {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> _Parser:
+        sub: _Parser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(verb=verb)
+        return sub
+
+    train = add("train", _train, "Train a model.")
+    train.add_argument(
+        "config", nargs="?", type=Path, help="configuration file: .toml, .json or .yaml"
+    )
+    train.add_argument(
+        "--print-config", action="store_true", help="print the configuration and stop"
+    )
+    _add_output(train)
+    _add_settings(train, [name for name, _ in settings()])
+
+    resume = add("resume", _resume, "Go on with a run from its newest checkpoint.")
+    resume.add_argument("run", type=Path, help="folder of the run")
+    _add_output(resume)
+    _add_settings(resume, list(_RESUME_SETTINGS))
+
+    evaluate = add("evaluate", _evaluate, "Score a run on data, or on its validation set.")
+    evaluate.add_argument("run", type=Path, help="folder of the run")
+    evaluate.add_argument(
+        "data", nargs="?", help="data with labels; the validation set when missing"
+    )
+    _add_checkpoint(evaluate)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+    predict = add("predict", _predict, "Print a prediction for each sequence of a file.")
+    predict.add_argument("run", type=Path, help="folder of the run")
+    predict.add_argument("data", help="data; labels are not looked at")
+    _add_checkpoint(predict)
+    predict.add_argument("--json", action="store_true", help="print one JSON object per sequence")
+
+    importer = add("import", _import, "Turn a file or folder into token shards.")
+    importer.add_argument("source", type=Path, help="file or folder")
+    importer.add_argument("out", type=Path, help="folder to make")
+    importer.add_argument(
+        "--encoding",
+        choices=["bytes", "integers"],
+        default="bytes",
+        help="every byte is a token, or integers are written as text (default: bytes)",
+    )
+    importer.add_argument("--vocab-size", type=int, help="number of token ids, for integers")
+    importer.add_argument(
+        "--extension",
+        action="append",
+        default=[],
+        help="take only files of a folder that end so, such as .py; may be repeated",
+    )
+
+    inspect = add("inspect", _inspect, "Say what a checkpoint, shard folder or data file holds.")
+    inspect.add_argument("file", type=str, help="a checkpoint, a folder of shards, or a data file")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+
+    doctor = add("doctor", _doctor, "Check that this installation works, and how it will compute.")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        metavar="best|newest|STEP",
+        help="which weights (default: best, the lowest validation loss)",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in settings():
+        if name not in names:
+            continue
+        section = name.partition(".")[0]
+        if section not in groups:
+            about = RunConfig.model_fields[section].description
+            groups[section] = parser.add_argument_group(f"[{section}]", about)
+        default = field.get_default()
+        shown = ",".join(default) if isinstance(default, tuple) else json.dumps(default)
+        shown = "" if default is None else f" (default: {shown.strip(chr(34))})"
+        groups[section].add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar=_metavar(field),
+            help=f"{field.description}{shown}".replace("%", "%%"),
+        )
+
+
+def _metavar(field: FieldInfo) -> str:
+    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind is not None]
+    literals = [kind for kind in kinds if isinstance(kind, str)]
+    if literals:
+        return "|".join(literals)
+    if Ellipsis in kinds:
+        return "NAME,..."
+    for kind, name in ((bool, "true|false"), (float, "NUMBER"), (str, "TEXT"), (int, "INTEGER")):
+        if kind in kinds or any(kind in get_args(k) for k in kinds if k is not NoneType):
+            return name
+    raise AssertionError(field)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    return {name: value for name, value in vars(options).items() if "." in name}
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = load_config(options.config, _overrides(options))
+    if options.print_config:
+        print(to_toml(config))
+        return 0
+    if config.run.dir is None:
+        now = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        name = str(Path("runs") / f"{now}-{os.getpid()}")
+        config = config.model_copy(update={"run": config.run.model_copy(update={"dir": name})})
+    from spherescan.train import start  # noqa: PLC0415
+
+    return _fit(start(config), options)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    checked = load_config(None, _overrides(options))
+    changes = {
+        name: getattr(getattr(checked, name.partition(".")[0]), name.partition(".")[2])
+        for name in _overrides(options)
+    }
+    from spherescan.train import resume  # noqa: PLC0415
+
+    return _fit(resume(options.run, changes), options)
+
+
+def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
+    from spherescan.train import stop_on_signals  # noqa: PLC0415
+
+    say: Callable[[str], object] = print if not (options.quiet or options.json) else len
+    run, total = trainer.store.path, trainer.config.run.steps
+    say(f"run {run}: {trainer.problem.summary}")
+    began, first = time.perf_counter(), trainer.counters.step
+    with stop_on_signals() as flag:
+        stopped = trainer.fit(
+            reporter=_reporter(trainer, options), should_stop=lambda: flag.signum is not None
+        )
+    trainer.close()
+    counters = trainer.counters
+    if options.json:
+        result = {
+            "run": str(run),
+            "stopped": stopped,
+            "step": counters.step,
+            "best_step": counters.best_step,
+            "best_loss": counters.best_loss,
+        }
+        print(json.dumps(result))
+    if stopped == "signal":
+        name = signal.Signals(flag.signum or 0).name
+        say(f"stopped by {name} at step {counters.step} of {total}; saved")
+        say(f"go on with: spherescan resume {run}")
+        return flag.exit_code
+    if counters.step == first:
+        say(f"nothing to do: the run is at step {first} of {total}; --run.steps may raise it")
+        return 0
+    seconds = time.perf_counter() - began
+    reason = "no improvement" if stopped == "patience" else "finished"
+    say(
+        f"{reason}: step {counters.step} of {total}, {counters.step - first} steps in {seconds:.1f} s"
+    )
+    if counters.best_loss is not None:
+        say(f"best validation loss {counters.best_loss:.4f} at step {counters.best_step}")
+    say(f"next: spherescan evaluate {run} DATA, spherescan predict {run} DATA")
+    return 0
+
+
+def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
+    from rich.console import Console  # noqa: PLC0415
+
+    from spherescan.train import Bar, Lines, Silent  # noqa: PLC0415
+
+    console = Console()
+    total = trainer.config.run.steps
+    if options.quiet or options.json:
+        return Silent()
+    if console.is_terminal:
+        return Bar(console, total=total, done=trainer.counters.step)
+    return Lines(console, total=total, every=trainer.config.run.log_every)
+
+
+def _load(options: argparse.Namespace) -> "Predictor":
+    from spherescan.inference import Predictor  # noqa: PLC0415
+
+    which = options.checkpoint
+    if which not in {"best", "newest"}:
+        if not which.isdecimal():
+            raise ConfigError(f"--checkpoint is {which!r}; give best, newest or a step")
+        which = int(which)
+    return Predictor.load(options.run, which=which)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    predictor = _load(options)
+    from spherescan.data import locate  # noqa: PLC0415
+    from spherescan.train import build, evaluate, evaluation_batches, objective_of  # noqa: PLC0415
+
+    config = parse_config(predictor.config)
+    if options.data is None:
+        batches = build(config)[0].validation()
+    else:
+        batches = evaluation_batches(
+            locate(options.data),
+            predictor.task,
+            config,
+            n_channels=predictor.description.n_channels,
+            vocab_size=predictor.description.vocab_size,
+        )
+    result = evaluate(predictor.model, batches, objective_of(predictor.task, config))
+    kind = "validation" if options.data is None else "test"
+    if options.json:
+        values = {"loss": result.loss, result.score_name: result.score, "n": result.n}
+        print(json.dumps({"data": options.data, "step": predictor.step, **values}))
+        return 0
+    print(f"weights of step {predictor.step} of {options.run}")
+    unit = " nats per token" if predictor.task.kind == "next_token" else ""
+    print(f"{kind} loss {result.loss:.4f}{unit}")
+    print(f"{kind} {result.score_name} {result.score:.3f} (n = {result.n})")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    predictor = _load(options)
+    from spherescan.data import locate, open_tokens, read_series  # noqa: PLC0415
+
+    path = locate(options.data)
+    if predictor.task.kind == "next_token":
+        data = open_tokens(path, vocab_size=predictor.description.vocab_size)
+        sequences: Sequence[Any] = [data.read(start, stop) for start, stop in data.spans()]
+    else:
+        sequences = read_series(path).series
+    predictions = predictor.predict(sequences)
+    for row, prediction in enumerate(predictions):
+        value = prediction if isinstance(prediction, str) else prediction.item()
+        print(json.dumps({"sequence": row, "prediction": value}) if options.json else value)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from spherescan.data import import_text  # noqa: PLC0415
+
+    data = import_text(
+        options.source,
+        options.out,
+        encoding=options.encoding,
+        vocab_size=options.vocab_size,
+        extensions=tuple(options.extension),
+    )
+    print(
+        f"{options.out}: {data.n_tokens} tokens of {data.vocab_size} from {len(data.documents)} documents"
+    )
+    print(f"next: spherescan train --data.source tokens --data.train {options.out}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from spherescan.inspection import inspect  # noqa: PLC0415
+
+    _print_facts(inspect(options.file), options)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from spherescan.inspection import diagnose  # noqa: PLC0415
+
+    facts = diagnose()
+    _print_facts(facts, options)
+    return 0 if facts["self-check"] == "passed" else 1
+
+
+def _print_facts(facts: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")

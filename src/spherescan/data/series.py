@@ -1,0 +1,211 @@
+"""Batches of ragged, multichannel series."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spherescan.data.batch import Batch
+from spherescan.data.order import derived_seed, permuted, sample_order
+from spherescan.data.table import SeriesTable
+from spherescan.errors import DataError
+
+Targets = NDArray[np.int64] | NDArray[np.float64]
+
+
+class SeriesStream:
+    """Endless shuffled batches of series; sample g of the run is a function of the seed and g.
+
+    Args:
+        series: Arrays of shape (length, channels).
+        targets: One class index or one number per series.
+        batch_size: Series per batch.
+        seed: Seed of the order and of the jitter.
+        jitter: Standard deviation of the noise added to every value, in units of the standard
+            deviation of its channel.
+    """
+
+    def __init__(
+        self,
+        series: Sequence[NDArray[np.float32]],
+        targets: Targets,
+        *,
+        batch_size: int,
+        seed: int,
+        jitter: float = 0.0,
+    ) -> None:
+        self._series, self._targets = series, targets
+        self._batch_size, self._seed, self._jitter = batch_size, seed, jitter
+        self._std = channel_statistics(series)[1]
+        self._next_sample = 0
+
+    def __iter__(self) -> "SeriesStream":
+        return self
+
+    def __next__(self) -> Batch:
+        order = sample_order(
+            self._next_sample, self._batch_size, n=len(self._series), seed=self._seed
+        )
+        batch = collate([self._series[i] for i in order], self._targets[order])
+        if self._jitter:
+            seed = derived_seed(self._seed, "jitter", self._next_sample)
+            noise = torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(seed))
+            noisy = batch.inputs + self._jitter * torch.from_numpy(self._std) * noise
+            inputs = torch.where(batch.mask[:, :, None], noisy, 0.0)
+            batch = Batch(inputs, batch.targets, batch.mask)
+        self._next_sample += self._batch_size
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place of the next batch."""
+        epoch, position = divmod(self._next_sample, len(self._series))
+        return {"epoch": epoch, "position": position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at a place that `state_dict` returned."""
+        self._next_sample = state["epoch"] * len(self._series) + state["position"]
+
+
+def series_batches(
+    series: Sequence[NDArray[np.float32]], targets: Targets, *, batch_size: int
+) -> Iterator[Batch]:
+    """Yield every series once, in order."""
+    for start in range(0, len(series), batch_size):
+        part = slice(start, start + batch_size)
+        yield collate(series[part], targets[part])
+
+
+def collate(series: Sequence[NDArray[np.float32]], targets: Targets) -> Batch:
+    """Pad series with zeros at the end to the longest of them."""
+    longest = max(map(len, series))
+    inputs = np.zeros((len(series), longest, series[0].shape[1]), dtype=np.float32)
+    mask = np.zeros((len(series), longest), dtype=np.bool_)
+    for row, values in enumerate(series):
+        inputs[row, : len(values)] = values
+        mask[row, : len(values)] = True
+    return Batch(
+        torch.from_numpy(inputs), torch.from_numpy(np.array(targets)), torch.from_numpy(mask)
+    )
+
+
+def channel_statistics(
+    series: Sequence[NDArray[np.float32]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and standard deviation of each channel over all positions of all series.
+
+    A channel that never changes has standard deviation 1: dividing by it leaves zeros.
+    """
+    values = np.concatenate(series).astype(np.float64)
+    std = values.std(axis=0)
+    std[std <= 1e-12 * np.abs(values).max(axis=0, initial=0.0)] = 1.0
+    return values.mean(axis=0).astype(np.float32), std.astype(np.float32)
+
+
+def class_names(table: SeriesTable) -> tuple[str, ...]:
+    """Return the classes of a training set: those the file declares, else those it holds, sorted.
+
+    Raises:
+        DataError: No labels, fewer than two classes, or a declared class without a sample.
+    """
+    if table.labels is None:
+        raise DataError(f"{table.source}: has no class labels; a classifier needs one per sequence")
+    present = set(table.labels)
+    names = table.class_names if table.class_names is not None else tuple(sorted(present))
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise DataError(
+            f"{table.source}: declares the classes {', '.join(names)} but has no sequence of "
+            f"{', '.join(missing)}; add some, or remove it from the header"
+        )
+    if len(names) < 2:
+        raise DataError(f"{table.source}: holds only the class {names[0]!r}; two are needed")
+    return names
+
+
+def class_indices(table: SeriesTable, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index of each label among the classes of the model.
+
+    Raises:
+        DataError: No labels, or a label the model does not know.
+    """
+    if table.labels is None:
+        raise DataError(f"{table.source}: has no class labels to compare with")
+    index = {name: i for i, name in enumerate(names)}
+    for row, label in enumerate(table.labels):
+        if label not in index:
+            raise DataError(
+                f"{table.source}: sequence {row} has the unknown class {label!r}; "
+                f"the model was trained on {', '.join(names)}"
+            )
+    return np.array([index[label] for label in table.labels], dtype=np.int64)
+
+
+def regression_targets(table: SeriesTable) -> NDArray[np.float64]:
+    """Return the numbers to predict.
+
+    Raises:
+        DataError: The file has none.
+    """
+    if table.targets is None:
+        raise DataError(
+            f"{table.source}: has no numeric targets; a regressor needs one per sequence"
+        )
+    return table.targets
+
+
+def expect_channels(table: SeriesTable, n_channels: int) -> None:
+    """Check the channel count against a model or another file.
+
+    Raises:
+        DataError: It differs.
+    """
+    if table.n_channels != n_channels:
+        raise DataError(
+            f"{table.source}: has {table.n_channels} channels; the training data has {n_channels}"
+        )
+
+
+def stratified_split(
+    targets: Targets, *, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split samples into training and validation, class by class.
+
+    Of a class with m samples, round(fraction m) are held out, but at most m - 1. Numbers
+    to predict count as one class.
+
+    Returns:
+        Sorted indices of the training and of the validation samples.
+
+    Raises:
+        DataError: Nothing would be held out.
+    """
+    groups = targets if targets.dtype == np.int64 else np.zeros(len(targets), dtype=np.int64)
+    held_out = []
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        count = min(len(members) - 1, math.floor(fraction * len(members) + 0.5))
+        order = permuted(
+            np.arange(count), n=len(members), seed=derived_seed(seed, "split"), epoch=int(group)
+        )
+        held_out.append(members[order])
+    validation = np.sort(np.concatenate(held_out))
+    if len(validation) == 0:
+        raise DataError(
+            f"a validation fraction of {fraction} holds out none of {len(targets)} sequences; "
+            "raise data.validation_fraction or give data.validation"
+        )
+    return np.setdiff1d(np.arange(len(targets)), validation), validation
+
+
+def fingerprint(table: SeriesTable) -> str:
+    """Return a digest of all values, lengths and labels."""
+    digest = hashlib.sha256(repr((table.labels, table.class_names, len(table))).encode())
+    if table.targets is not None:
+        digest.update(table.targets.tobytes())
+    for values in table.series:
+        digest.update(repr(values.shape).encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""Predictions of a trained run.
+
+Letters: n sequences, k classes, d prototype dimensions.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from spherescan.data import Batch, SeriesTable, Task
+from spherescan.data.series import expect_channels, series_batches
+from spherescan.data.tokens import collate_tokens
+from spherescan.errors import CheckpointError, DataError
+from spherescan.losses import from_cosine
+from spherescan.nn import ModelDescription, SequenceModel
+from spherescan.nn.pooling import last_pool
+from spherescan.runs import Checkpoint, RunStore
+
+Which = Literal["best", "newest"] | int
+
+# Sequences per forward pass: enough to fill the vector units, little enough to stay in cache.
+_BATCH_SIZE = 64
+
+
+class Predictor:
+    """A trained model and what its outputs mean.
+
+    Args:
+        description: Sizes of the network.
+        model: The network.
+        task: What it predicts.
+        step: Training step of the weights.
+        config: Configuration of the run, as plain values.
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        model: SequenceModel,
+        task: Task,
+        *,
+        step: int,
+        config: dict[str, Any],
+    ) -> None:
+        self.description, self.model = description, model.eval()
+        self.task, self.step, self.config = task, step, config
+
+    @classmethod
+    def load(cls, run_dir: str | Path, *, which: Which = "best") -> "Predictor":
+        """Load a run.
+
+        Args:
+            run_dir: Folder of the run.
+            which: The checkpoint with the lowest validation loss, the newest, or that of a step.
+
+        Raises:
+            RunDirectoryError: There is no run.
+            CheckpointError: There is no such checkpoint, it is damaged, or of another model.
+        """
+        store = RunStore.open(Path(run_dir))
+        checkpoint = store.load(which if isinstance(which, int) else None)
+        best = checkpoint.state["counters"]["best_step"]
+        if which == "best" and best is not None and best != checkpoint.state["step"]:
+            checkpoint = store.load(best)
+        return cls._from_checkpoint(checkpoint)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint) -> "Predictor":
+        state = checkpoint.state
+        try:
+            description = ModelDescription.from_json(state["model"])
+            model = description.build()
+            weights = {
+                name.removeprefix("model/"): tensor
+                for name, tensor in checkpoint.tensors.items()
+                if name.startswith("model/")
+            }
+            model.load_state_dict(weights)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint is of another model: {reason}") from error
+        task = Task.from_json(state["task"])
+        return cls(description, model, task, step=state["step"], config=state["config"])
+
+    def predict(self, sequences: Sequence[ArrayLike]) -> list[str] | NDArray[np.float64]:
+        """Predict one class name, number or next token for each sequence.
+
+        Args:
+            sequences: For a series model arrays of shape (length, channels), or (length,) for one
+                channel; for a token model arrays of token ids. Lengths may differ.
+
+        Returns:
+            Class names of a classification; an array of numbers, or of token ids, otherwise.
+
+        Raises:
+            DataError: Another channel count, a value that is not finite, a token outside the
+                vocabulary, or an empty sequence.
+        """
+        cosines = self.cosines(sequences)
+        match self.task.kind:
+            case "classification":
+                return [self.task.class_names[i] for i in cosines.argmax(1)]
+            case "regression":
+                # float64 throughout: a range may be narrow beside the size of its values.
+                return from_cosine(
+                    cosines[:, 0].double(), lower=self.task.lower, upper=self.task.upper
+                ).numpy()
+            case "next_token":
+                return cosines.argmax(1).double().numpy()
+
+    def cosines(self, sequences: Sequence[ArrayLike]) -> Float[Tensor, "n k"]:
+        """Return the cosine of each sequence with each prototype; arguments as of `predict`."""
+        with torch.inference_mode():
+            return torch.cat([self.model.head(z) for z in self._embedded(sequences)])
+
+    def embed(self, sequences: Sequence[ArrayLike]) -> Float[Tensor, "n d"]:
+        """Return the unit vector of each sequence; arguments as of `predict`."""
+        with torch.inference_mode():
+            z = torch.cat(list(self._embedded(sequences)))
+            return torch.nn.functional.normalize(z, dim=1)
+
+    def _embedded(self, sequences: Sequence[ArrayLike]) -> Iterator[Tensor]:
+        if len(sequences) == 0:
+            raise DataError("there are no sequences; give at least one")
+        collated = (
+            self._token_batches(sequences)
+            if self.task.kind == "next_token"
+            else self._series_batches(sequences)
+        )
+        for batch in collated:
+            z = self.model.embed(batch.inputs, mask=batch.mask)
+            yield z if self.model.pool is not None else last_pool(z, batch.mask)
+
+    def _series_batches(self, sequences: Sequence[ArrayLike]) -> Iterator[Batch]:
+        assert self.description.n_channels is not None
+        arrays = [np.asarray(sequence, dtype=np.float32) for sequence in sequences]
+        arrays = [a[:, None] if a.ndim == 1 else np.ascontiguousarray(a) for a in arrays]
+        table = SeriesTable(
+            tuple(arrays), labels=None, targets=None, class_names=None, source="the sequences"
+        )
+        expect_channels(table, self.description.n_channels)
+        no_targets = np.zeros(len(table), dtype=np.int64)
+        return series_batches(table.series, no_targets, batch_size=_BATCH_SIZE)
+
+    def _token_batches(self, sequences: Sequence[ArrayLike]) -> Iterator[Batch]:
+        assert self.description.vocab_size is not None
+        arrays = [np.asarray(sequence) for sequence in sequences]
+        for start in range(0, len(arrays), _BATCH_SIZE):
+            part = arrays[start : start + _BATCH_SIZE]
+            yield collate_tokens(part, vocab_size=self.description.vocab_size)

@@ -1,0 +1,85 @@
+"""Classification losses against unit prototypes.
+
+Letters: d dimensions, k classes.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+
+def prototype_cosine_loss(
+    z: Float[Tensor, "*batch d"], prototypes: Float[Tensor, "k d"], target: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Pull each feature vector towards the prototype of its class.
+
+        (1 - cos(z, p_target))^2
+
+    Only attraction: with learnable prototypes everything can collapse onto one point.
+
+    Args:
+        z: Features of any length.
+        prototypes: One row per class, of any length.
+        target: Class of each feature vector.
+
+    Raises:
+        ValueError: A target outside the classes.
+
+    References:
+        Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514.
+        There the losses of a batch are added.
+    """
+    _check_target(target, prototypes.shape[0])
+    own = functional.normalize(functional.embedding(target, prototypes), dim=-1)
+    return (1 - (functional.normalize(z, dim=-1) * own).sum(-1)).square()
+
+
+def prototype_softmax_loss(
+    z: Float[Tensor, "*batch d"],
+    prototypes: Float[Tensor, "k d"],
+    target: Int[Tensor, "*batch"],
+    *,
+    scale: float,
+    margin: float = 0.0,
+) -> Float[Tensor, "*batch"]:
+    """Take the cross-entropy of a softmax over scaled cosines, with an additive margin.
+
+        -log softmax_j(scale (cos(z, p_j) - margin [j = target]))_target
+
+    Args:
+        z: Features of any length.
+        prototypes: One row per class, of any length.
+        target: Class of each feature vector.
+        scale: Inverse temperature; cosines lie in -1..1, so it bounds the confidence.
+        margin: By how much the own cosine must exceed the others.
+
+    Raises:
+        ValueError: A target outside the classes, or a scale that is not positive.
+
+    References:
+        Wang, Xiang, Cheng, Yuille, "NormFace", 2017, arXiv:1704.06369 (scale); Wang et al.,
+        "CosFace", 2018, arXiv:1801.09414 (margin).
+    """
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}; it must be positive")
+    _check_target(target, prototypes.shape[0])
+    cosines = functional.linear(
+        functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1)
+    )
+    if margin:
+        cosines = cosines - margin * functional.one_hot(target, prototypes.shape[0])
+    flat = functional.cross_entropy(
+        scale * cosines.reshape(-1, cosines.shape[-1]), target.reshape(-1), reduction="none"
+    )
+    return flat.reshape(target.shape)
+
+
+def _check_target(target: Tensor, n_classes: int) -> None:
+    if target.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(target))
+    if low < 0 or high >= n_classes:
+        raise ValueError(
+            f"targets span {low}..{high}; with {n_classes} prototypes they must lie in 0..{n_classes - 1}"
+        )

@@ -1,0 +1,29 @@
+"""Modules: what has parameters."""
+
+from spherescan.nn.block import Block, MixerFactory
+from spherescan.nn.description import MIXERS, ModelDescription
+from spherescan.nn.embedding import SeriesEmbedding
+from spherescan.nn.mamba import Mamba, MambaState
+from spherescan.nn.model import SequenceModel
+from spherescan.nn.placement import Placement, separated_prototypes
+from spherescan.nn.pooling import POOLING_NAMES, AttentionPool, Pooling
+from spherescan.nn.prototypes import PrototypeHead
+from spherescan.nn.published import load_published
+
+__all__ = [
+    "MIXERS",
+    "POOLING_NAMES",
+    "AttentionPool",
+    "Block",
+    "Mamba",
+    "MambaState",
+    "MixerFactory",
+    "ModelDescription",
+    "Placement",
+    "Pooling",
+    "PrototypeHead",
+    "SequenceModel",
+    "SeriesEmbedding",
+    "load_published",
+    "separated_prototypes",
+]

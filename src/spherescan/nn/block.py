@@ -1,0 +1,89 @@
+"""One layer of the model: a normalised mixer on the residual stream, in one or both directions.
+
+Letters: b batch, l length, m model width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+# (d_model, generator=...) -> a module like `Mamba`.
+MixerFactory = Callable[..., nn.Module]
+
+
+class Block(nn.Module):
+    """Add a mixed, normalised view of the sequence to the residual stream.
+
+        x + mixer(norm(x))                                              forward only
+        x + mixer(norm(x)) + reverse(mixer_backward(reverse(norm(x))))  bidirectional
+
+    Args:
+        d_model: Width of the residual stream.
+        mixer: Makes a mixer from `(d_model, generator=...)`.
+        bidirectional: Whether a second mixer reads each sequence from its end.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        mixer: MixerFactory,
+        bidirectional: bool = False,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(d_model, eps=1e-5)  # the epsilon of the published implementation
+        self.mixer = mixer(d_model, generator=generator)
+        self.mixer_backward = mixer(d_model, generator=generator) if bidirectional else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "b l m"],
+        *,
+        mask: Bool[Tensor, "b l"] | None = None,
+        reset: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l m"]:
+        """Apply the block.
+
+        Args:
+            x: Residual stream.
+            mask: True on real positions, which come first; all of them when missing.
+            reset: True where a new document starts.
+        """
+        normed = self.norm(x)
+        out: Tensor = x + self.mixer(normed, reset=reset)[0]
+        if self.mixer_backward is None:
+            return out
+        index = reversal(x.shape[1], mask, batch=x.shape[0], device=x.device)
+        backward_reset = None if reset is None else reversed_resets(reset, index)
+        mixed = self.mixer_backward(_take(normed, index), reset=backward_reset)[0]
+        return out + _take(mixed, index)
+
+
+def reversal(
+    length: int, mask: Tensor | None, *, batch: int, device: Any = None
+) -> Int[Tensor, "b l"]:
+    """Return the index that reverses the real positions of each sequence and keeps the padding.
+
+    The index is its own inverse.
+    """
+    position = torch.arange(length, device=device).expand(batch, length)
+    if mask is None:
+        return length - 1 - position
+    n_real = mask.sum(1, keepdim=True)
+    return torch.where(position < n_real, n_real - 1 - position, position)
+
+
+def reversed_resets(reset: Bool[Tensor, "b l"], index: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    """Return where documents start when read backwards: at the position before a forward start."""
+    ends = torch.zeros_like(reset)
+    ends[:, :-1] = reset[:, 1:]
+    return ends.gather(1, index)
+
+
+def _take(x: Float[Tensor, "b l m"], index: Int[Tensor, "b l"]) -> Float[Tensor, "b l m"]:
+    return x.gather(1, index[:, :, None].expand_as(x))

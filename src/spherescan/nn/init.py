@@ -1,0 +1,33 @@
+"""Layers drawn from a generator of the caller, never from the global one."""
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
+
+
+def uniform_(tensor: Tensor, bound: float, generator: Generator | None) -> None:
+    """Fill with U(-bound, bound)."""
+    with torch.no_grad():
+        tensor.uniform_(-bound, bound, generator=generator)
+
+
+def linear(
+    n_in: int, n_out: int, *, bias: bool = False, generator: Generator | None = None
+) -> nn.Linear:
+    """Make a linear layer with torch's own distribution, U(+-1/sqrt(n_in)); the bias starts at 0."""
+    layer: nn.Linear = skip_init(nn.Linear, n_in, n_out, bias=bias)  # type: ignore[no-untyped-call]
+    uniform_(layer.weight, 1 / math.sqrt(n_in), generator)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def depthwise_conv1d(channels: int, width: int, *, generator: Generator | None = None) -> nn.Conv1d:
+    """Make a depthwise convolution with torch's own distribution, U(+-1/sqrt(width))."""
+    layer: nn.Conv1d = skip_init(nn.Conv1d, channels, channels, width, groups=channels)  # type: ignore[no-untyped-call]
+    for tensor in (layer.weight, layer.bias):
+        assert tensor is not None
+        uniform_(tensor, 1 / math.sqrt(width), generator)
+    return layer

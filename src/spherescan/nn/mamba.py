@@ -1,0 +1,197 @@
+"""The Mamba-1 mixer.
+
+Letters: b batch, l length, m model width, d inner channels, n state, w = kernel width - 1.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from spherescan.nn.init import depthwise_conv1d, linear, uniform_
+from spherescan.ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    selective_scan,
+    selective_scan_step,
+)
+
+# The range of step sizes at the start: with A from -1 to -16 states then forget within a token
+# to about a thousand tokens.
+_DELTA_MIN, _DELTA_MAX = 1e-3, 1e-1
+
+
+class MambaState(NamedTuple):
+    """What a mixer carries from one position to the next."""
+
+    conv: Float[Tensor, "b d w"]
+    ssm: Float[Tensor, "b d n"]
+
+
+class Mamba(nn.Module):
+    """Mix along a sequence with an input-dependent linear recurrence.
+
+        u, g    = in_proj(x)
+        u       = silu(conv1d(u))
+        r, B, C = x_proj(u)
+        y       = selective_scan(u, softplus(dt_proj(r)), -exp(A_log), B, C, D) silu(g)
+        out     = out_proj(y)
+
+    Parameter names are those of the published implementation. With `gate=False, expand=1` there is
+    no input projection: together with `dt_rank=1` this is the reduced layer.
+
+    Args:
+        d_model: Width of input and output.
+        d_state: State size n of each channel.
+        d_conv: Kernel width of the convolution.
+        expand: Inner channels per model channel.
+        dt_rank: Rank of the step-size projection; ceil(d_model / 16) when missing.
+        gate: Whether the output is gated by a second branch of the input projection.
+        generator: Source of the initial weights; torch's global one when missing.
+
+    Raises:
+        ValueError: A size below 1.
+
+    References:
+        Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
+        arXiv:2312.00752, section 3.4 and figure 3. Initialisation: section 3.6 and S4D-Real (Gu,
+        Gupta, Goel, Re, "On the Parameterization and Initialization of Diagonal State Space
+        Models", 2022, arXiv:2206.11893).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        gate: bool = True,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        sizes = {
+            "d_model": d_model,
+            "d_state": d_state,
+            "d_conv": d_conv,
+            "expand": expand,
+            "dt_rank": rank,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
+        self.d_model, self.d_state, self.dt_rank = d_model, d_state, rank
+        self.d_inner = expand * d_model
+        self.gated = gate
+        d_in = self.d_inner * (2 if gate else 1)
+        self.in_proj = (
+            linear(d_model, d_in, generator=generator) if gate or expand > 1 else nn.Identity()
+        )
+        self.conv1d = depthwise_conv1d(self.d_inner, d_conv, generator=generator)
+        self.x_proj = linear(self.d_inner, rank + 2 * d_state, generator=generator)
+        self.dt_proj = linear(rank, self.d_inner, bias=True, generator=generator)
+        uniform_(self.dt_proj.weight, rank**-0.5, generator)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(_inverse_softplus(_initial_delta(self.d_inner, generator)))
+        n = torch.arange(1, d_state + 1, dtype=torch.float32)
+        self.A_log = nn.Parameter(torch.log(n).repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = linear(self.d_inner, d_model, generator=generator)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b l m"],
+        state: MambaState | None = None,
+        *,
+        reset: Bool[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l m"], MambaState]:
+        """Mix a sequence.
+
+        Args:
+            x: Input.
+            state: What an earlier part of the same sequence left; nothing when missing.
+            reset: True where a new document starts.
+
+        Returns:
+            The output, and the state after the last position.
+        """
+        u, gate = self._branches(x)
+        u, conv_state = causal_conv1d(
+            u,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            state=None if state is None else state.conv,
+            reset=reset,
+        )
+        delta, B, C = self._selection(u)
+        y, ssm_state = selective_scan(
+            u,
+            delta,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            gate=gate,
+            state=None if state is None else state.ssm,
+            reset=reset,
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def step(
+        self, x: Float[Tensor, "b m"], state: MambaState
+    ) -> tuple[Float[Tensor, "b m"], MambaState]:
+        """Mix one position; equal to `forward` on a sequence of length 1."""
+        u, gate = self._branches(x)
+        u, conv_state = causal_conv1d_step(
+            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state=state.conv
+        )
+        delta, B, C = self._selection(u)
+        y, ssm_state = selective_scan_step(
+            u,
+            delta,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            gate=gate,
+            state=state.ssm,
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
+
+    def initial_state(self, batch: int) -> MambaState:
+        """Return the state before the first position of `batch` sequences."""
+        weight = self.out_proj.weight
+        return MambaState(
+            weight.new_zeros(batch, self.d_inner, self.conv1d.weight.shape[2] - 1),
+            weight.new_zeros(batch, self.d_inner, self.d_state),
+        )
+
+    def _branches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        projected = self.in_proj(x)
+        if not self.gated:
+            return projected, None
+        u, gate = projected.chunk(2, dim=-1)
+        return u, gate
+
+    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sizes = [self.dt_rank, self.d_state, self.d_state]
+        rank_delta, B, C = self.x_proj(u).split(sizes, dim=-1)
+        return functional.linear(rank_delta, self.dt_proj.weight), B, C
+
+
+def _initial_delta(d_inner: int, generator: Generator | None) -> Float[Tensor, " d"]:
+    log_min, log_max = math.log(_DELTA_MIN), math.log(_DELTA_MAX)
+    return torch.exp(torch.empty(d_inner).uniform_(log_min, log_max, generator=generator))
+
+
+def _inverse_softplus(y: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    return y + torch.log(-torch.expm1(-y))

@@ -1,0 +1,58 @@
+"""How good a model is on a fixed set of batches."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from spherescan.data import Batch
+from spherescan.nn import SequenceModel
+from spherescan.train.objective import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Means over all scored items.
+
+    Attributes:
+        loss: Mean loss.
+        score: Accuracy of a classification or of the next token; root mean squared error of a
+            regression.
+        score_name: "accuracy" or "rmse".
+        n: Number of scored items.
+    """
+
+    loss: float
+    score: float
+    score_name: str
+    n: int
+
+
+def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objective) -> Evaluation:
+    """Score a model without changing it.
+
+    Args:
+        model: What is scored.
+        batches: Each is scored once.
+        objective: Loss and score.
+    """
+    loss = quality = 0.0
+    n = 0
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            scores = objective(model, batch)
+            loss += scores.loss.double().sum().item()
+            quality += scores.quality.double().sum().item()
+            n += scores.loss.numel()
+    model.train(was_training)
+    regression = objective.task.kind == "regression"
+    mean = quality / n
+    return Evaluation(
+        loss=loss / n,
+        score=math.sqrt(mean) if regression else mean,
+        score_name="rmse" if regression else "accuracy",
+        n=n,
+    )

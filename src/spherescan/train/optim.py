@@ -1,0 +1,73 @@
+"""AdamW with the decay where it belongs, and its state under the names of the parameters."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is decayed.
+
+    Matrices are. A_log is not (decay would pull every rate to -1), nor D and step-size biases
+    (they set what the recurrence and the skip do when there is nothing to learn), nor norms,
+    biases and prototypes, whose length means nothing.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.zeros(2, 2)
+        >>> decays("layers.0.mixer.in_proj.weight", weight), decays("layers.0.mixer.A_log", weight)
+        (True, False)
+    """
+    return parameter.ndim > 1 and not name.endswith("A_log") and not name.startswith("head.")
+
+
+def make_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> AdamW:
+    """Return AdamW over the trainable parameters, split into decayed and not decayed."""
+    trainable = [(name, p) for name, p in parameters if p.requires_grad]
+    groups = [
+        {
+            "params": [p for name, p in trainable if decays(name, p) is decayed],
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+
+
+def optimizer_tensors(
+    optimizer: AdamW, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, Tensor]:
+    """Return both moments and the step count of every trainable parameter.
+
+    Before the first update they are zero.
+    """
+    tensors = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            state = optimizer.state.get(parameter, {})
+            for moment in _MOMENTS:
+                tensors[f"{moment}/{name}"] = state.get(moment, torch.zeros_like(parameter))
+            tensors[f"step/{name}"] = state.get("step", torch.zeros(()))
+    return tensors
+
+
+def load_optimizer(
+    optimizer: AdamW,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            keys = (*_MOMENTS, "step")
+            optimizer.state[parameter] = {key: tensors[f"{key}/{name}"].clone() for key in keys}

@@ -1,0 +1,139 @@
+"""What a person sees of a run while it goes on."""
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from spherescan.train.evaluate import Evaluation
+from spherescan.train.step import StepMetrics
+
+
+class Reporter(Protocol):
+    """Receives what happens; used as a context around the run."""
+
+    def __enter__(self) -> "Reporter": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
+        """A step is done; `step` counts them."""
+
+    def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """The model was validated."""
+
+
+class Silent:
+    """Report nothing."""
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
+        """Do nothing."""
+
+    def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """Do nothing."""
+
+
+class Lines(Silent):
+    """Print one plain line every so many steps.
+
+    Args:
+        console: Where to print.
+        total: Steps of the run.
+        every: Steps between lines.
+    """
+
+    def __init__(self, console: Console, *, total: int, every: int) -> None:
+        self._console, self._total, self._every = console, total, every
+        self._since = time.perf_counter()
+
+    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
+        """Print every so many steps, and at the last."""
+        if step % self._every == 0 or step == self._total:
+            now = time.perf_counter()
+            self._print(
+                f"step {step}/{self._total}  loss {metrics.loss:.4f}  "
+                f"grad norm {metrics.grad_norm:.3f}  lr {lr:.2e}  "
+                f"{(now - self._since) / self._every * 1e3:.0f} ms/step"
+            )
+            self._since = now
+
+    def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """Print the result."""
+        self._print(_validation_line(step, result, best=best))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+class Bar(Silent):
+    """Draw a bar with the newest loss, and a line for each validation above it.
+
+    Args:
+        console: A terminal.
+        total: Steps of the run.
+        done: Steps done before.
+    """
+
+    def __init__(self, console: Console, *, total: int, done: int) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: TaskID = self._bar.add_task("train", total=total, completed=done, loss=0.0)
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step, loss=metrics.loss)
+
+    def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
+        """Print the result above the bar."""
+        line = _validation_line(step, result, best=best)
+        self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _validation_line(step: int, result: Evaluation, *, best: bool) -> str:
+    return (
+        f"step {step}  validation loss {result.loss:.4f}  "
+        f"{result.score_name} {result.score:.4f} (n = {result.n}){'  best so far' if best else ''}"
+    )

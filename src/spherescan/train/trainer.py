@@ -1,0 +1,299 @@
+"""One run in memory: steps, validations and checkpoints."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import AdamW
+
+from spherescan.config import RunConfig
+from spherescan.data import Batch, SeriesStream, TokenStream
+from spherescan.errors import CheckpointError, NonFiniteError
+from spherescan.nn import ModelDescription, SequenceModel
+from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
+from spherescan.train.evaluate import Evaluation, evaluate
+from spherescan.train.objective import Objective
+from spherescan.train.optim import load_optimizer, make_optimizer, optimizer_tensors
+from spherescan.train.progress import Reporter, Silent
+from spherescan.train.schedule import learning_rate
+from spherescan.train.step import StepMetrics, backprop_step
+
+Stopped = Literal["finished", "patience", "signal"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a run has counted so far.
+
+    Attributes:
+        step: Steps done, updates or not.
+        bp_updates: Updates by backpropagation.
+        ff_updates: Local updates.
+        skipped: Steps left out because something was not finite.
+        best_loss: Lowest validation loss.
+        best_step: Step of the lowest validation loss.
+        since_best: Validations since then.
+    """
+
+    step: int = 0
+    bp_updates: int = 0
+    ff_updates: int = 0
+    skipped: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    since_best: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is learned on what, as `build` made it from a configuration.
+
+    Attributes:
+        description: How to build the model again.
+        objective: Loss and score.
+        stream: Training batches.
+        validation: Makes the fixed validation batches; the same ones every time.
+        fingerprint: Digest of the data.
+        summary: One line for a person.
+    """
+
+    description: ModelDescription
+    objective: Objective
+    stream: SeriesStream | TokenStream
+    validation: Callable[[], Iterable[Batch]]
+    fingerprint: str
+    summary: str
+
+
+class Trainer:
+    """Train a model, and save all that is needed to go on with the same bits.
+
+    Made by `train.start` and `train.resume`.
+
+    Args:
+        config: The whole configuration.
+        problem: What is learned on what.
+        model: What is trained.
+        store: The folder of the run.
+    """
+
+    def __init__(
+        self, config: RunConfig, problem: Problem, model: SequenceModel, store: RunStore
+    ) -> None:
+        self.config, self.problem, self.model, self.store = config, problem, model, store
+        self.counters = Counters()
+        self._saved_step: int | None = None
+        optim = config.optim
+        self.optimizer: AdamW = make_optimizer(
+            model.named_parameters(),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+        )
+        self._metrics = MetricsLog(store.metrics_path, run_id=store.run_id)
+
+    def fit(
+        self,
+        steps: int | None = None,
+        *,
+        reporter: Reporter | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Stopped:
+        """Train until the end of the run, then validate and save.
+
+        Args:
+            steps: Stop after so many steps; at the configured end when missing.
+            reporter: What to show meanwhile.
+            should_stop: Asked at each step boundary; when true the run is saved and left.
+
+        Returns:
+            Why it stopped.
+
+        Raises:
+            NonFiniteError: A loss or gradient was not finite and `run.on_non_finite` is "fail".
+        """
+        end = self.config.run.steps
+        if steps is not None:
+            end = min(end, self.counters.step + steps)
+        if not self.store.steps():
+            self.save()
+        stopped: Stopped = "finished"
+        self.model.train()
+        with reporter or Silent() as report:
+            while self.counters.step < end:
+                if self._out_of_patience():
+                    stopped = "patience"
+                    break
+                if should_stop():
+                    stopped = "signal"
+                    break
+                self._train_step(report)
+                self._after_step(report)
+        if self._saved_step != self.counters.step:
+            self.save()
+        return stopped
+
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Score the model on batches."""
+        return evaluate(self.model, batches, self.problem.objective)
+
+    def save(self) -> None:
+        """Commit a checkpoint of this step, then remove those that are not kept."""
+        self._check_weights()
+        self.store.save(self.counters.step, self._tensors(), self._state())
+        self._saved_step = self.counters.step
+        self.store.prune(keep=self.config.checkpoint.keep, best_step=self.counters.best_step)
+
+    def close(self) -> None:
+        """Close the metrics."""
+        self._metrics.close()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint of the same run: weights, moments, counters, data and metrics.
+
+        Raises:
+            CheckpointError: It is of another model; nothing was changed.
+        """
+        expected = {name: tensor.shape for name, tensor in self._tensors().items()}
+        found = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"the checkpoint is of another model: {name} has shape {found.get(name)} "
+                    f"there and {expected.get(name)} here"
+                )
+        state = checkpoint.state
+        self.model.load_state_dict(_below("model/", checkpoint.tensors))
+        load_optimizer(
+            self.optimizer, self.model.named_parameters(), _below("optim/", checkpoint.tensors)
+        )
+        self.counters = Counters(**state["counters"])
+        self._saved_step = self.counters.step
+        self.problem.stream.load_state_dict(state["data"])
+        self._metrics.cut_to(LogPosition(**state["metrics"]))
+
+    def _train_step(self, report: Reporter) -> None:
+        optim, counters = self.config.optim, self.counters
+        lr = learning_rate(
+            counters.step,
+            lr=optim.lr,
+            warmup_steps=optim.warmup_steps,
+            total_steps=self.config.run.steps,
+            min_scale=optim.min_lr_scale,
+        )
+        metrics = backprop_step(
+            self.model,
+            next(self.problem.stream),
+            self.problem.objective,
+            self.optimizer,
+            lr=lr,
+            grad_clip=optim.grad_clip,
+        )
+        if not metrics.updated and self.config.run.on_non_finite == "fail":
+            raise NonFiniteError(
+                f"step {counters.step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; "
+                "nothing was updated; lower optim.lr, or leave such steps out with "
+                'run.on_non_finite = "skip"'
+            )
+        counters.step += 1
+        counters.bp_updates += metrics.updated
+        counters.skipped += not metrics.updated
+        self._log_step(metrics, lr)
+        report.stepped(counters.step, metrics, lr=lr)
+
+    def _log_step(self, metrics: StepMetrics, lr: float) -> None:
+        record = dataclasses.asdict(metrics)
+        quality = record.pop("quality")
+        updated = record.pop("updated")
+        self._metrics.append(
+            {
+                "kind": "train",
+                "step": self.counters.step,
+                **record,
+                "ff_loss": None,
+                self._quality_name: quality,
+                "lr": lr,
+                "skipped": not updated,
+                "bp_updates": self.counters.bp_updates,
+                "ff_updates": self.counters.ff_updates,
+                "skipped_updates": self.counters.skipped,
+                "conflict_layers": 0,
+                **self.problem.stream.state_dict(),
+            }
+        )
+
+    @property
+    def _quality_name(self) -> str:
+        regression = self.problem.objective.task.kind == "regression"
+        return "squared_error" if regression else "accuracy"
+
+    def _after_step(self, report: Reporter) -> None:
+        """Validate and save when it is time to."""
+        step = self.counters.step
+        last = step == self.config.run.steps
+        if last or step % self.config.validation.every == 0:
+            self._validate(report)
+        if last or step % self.config.checkpoint.every == 0 or step == self.counters.best_step:
+            self.save()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.validation.patience
+        return 0 < patience <= self.counters.since_best
+
+    def _validate(self, report: Reporter) -> None:
+        counters = self.counters
+        result = self.evaluate(self.problem.validation())
+        # NaN is below nothing: a run that diverged keeps its best checkpoint.
+        best = result.loss < (math.inf if counters.best_loss is None else counters.best_loss)
+        if best:
+            counters.best_loss, counters.best_step = result.loss, counters.step
+            counters.since_best = 0
+        else:
+            counters.since_best += 1
+        self._metrics.append(
+            {
+                "kind": "val",
+                "step": counters.step,
+                "loss": result.loss,
+                result.score_name: result.score,
+                "n": result.n,
+                "best": best,
+            }
+        )
+        report.validated(counters.step, result, best=best)
+
+    def _check_weights(self) -> None:
+        for name, tensor in self.model.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteError(
+                    f"{name} is not finite at step {self.counters.step}; nothing was saved, the "
+                    f"newest checkpoint is of step {max(self.store.steps(), default=None)}"
+                )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        moments = optimizer_tensors(self.optimizer, self.model.named_parameters())
+        return {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()} | {
+            f"optim/{name}": tensor for name, tensor in moments.items()
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "model": self.problem.description.to_json(),
+            "task": self.problem.objective.task.to_json(),
+            "counters": dataclasses.asdict(self.counters),
+            "data": self.problem.stream.state_dict(),
+            "fingerprint": self.problem.fingerprint,
+            "metrics": dataclasses.asdict(self._metrics.sync()),
+        }
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
