@@ -4,7 +4,7 @@ torch is imported by the verbs that need it, so that help and mistakes answer at
 """
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import signal
@@ -213,7 +213,7 @@ def _train(options: argparse.Namespace) -> int:
         print(to_toml(config))
         return 0
     if config.run.dir is None:
-        now = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        now = dt.datetime.now(tz=dt.UTC).strftime("%Y%m%d-%H%M%S")
         name = str(Path("runs") / f"{now}-{os.getpid()}")
         config = config.model_copy(update={"run": config.run.model_copy(update={"dir": name})})
     from spherescan.train import start  # noqa: PLC0415
@@ -265,7 +265,8 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     reason = "no improvement" if stopped == "patience" else "finished"
     say(
-        f"{reason}: step {counters.step} of {total}, {counters.step - first} steps in {seconds:.1f} s"
+        f"{reason}: step {counters.step} of {total}, "
+        f"{counters.step - first} steps in {seconds:.1f} s"
     )
     if counters.best_loss is not None:
         say(f"best validation loss {counters.best_loss:.4f} at step {counters.best_step}")
@@ -355,7 +356,8 @@ def _import(options: argparse.Namespace) -> int:
         extensions=tuple(options.extension),
     )
     print(
-        f"{options.out}: {data.n_tokens} tokens of {data.vocab_size} from {len(data.documents)} documents"
+        f"{options.out}: {data.n_tokens} tokens of {data.vocab_size} "
+        f"from {len(data.documents)} documents"
     )
     print(f"next: spherescan train --data.source tokens --data.train {options.out}")
     return 0

@@ -176,6 +176,17 @@ def test_bound_is_attained_at_sharp_codes(k, d):
     assert separation_bound(k, d) == pytest.approx(SHARP[k, d], abs=1e-9)
 
 
+@pytest.mark.parametrize("degree", range(3, 10))
+@pytest.mark.parametrize("d", [3, 4, 9, 24])
+def test_levenshtein_pieces_rise_from_design_to_design(d, degree):
+    low, high = placement._levenshtein_interval(d, degree)
+    inside = [low + (high - low) * i / 50 for i in range(51)]
+    sizes = [placement._levenshtein(d, degree, s) for s in inside]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == pytest.approx(placement._design_size(d, degree), rel=1e-9)
+    assert sizes[-1] == pytest.approx(placement._design_size(d, degree + 1), rel=1e-9)
+
+
 def test_bound_of_a_hundred_points_in_25_dimensions():
     assert separation_bound(100, 25) == pytest.approx(0.068757, abs=1e-6)
 

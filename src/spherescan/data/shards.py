@@ -161,7 +161,7 @@ def open_tokens(path: Path, *, vocab_size: int | None) -> TokenData:
         data = open_shards(path)
         if vocab_size not in {None, data.vocab_size}:
             raise DataError(
-                f"{path}: has a vocabulary of {data.vocab_size}, the configuration says {vocab_size}; "
+                f"{path}: has a vocabulary of {data.vocab_size}, not of {vocab_size}; "
                 "leave data.vocab_size out"
             )
         return data
@@ -281,7 +281,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return checked
 
 
-def _index_problem(index: Any) -> str | None:
+def _index_problem(index: Any) -> str | None:  # noqa: PLR0911  one return per kind of damage
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
         return f"is not an index of {_FORMAT}"
     if index.get("version") != _VERSION:

@@ -153,7 +153,8 @@ def collate_tokens(sequences: Sequence[NDArray[Any]], *, vocab_size: int) -> Bat
     for row, tokens in enumerate(sequences):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) == 0:
             raise DataError(
-                f"sequence {row} is {tokens.dtype} of shape {tokens.shape}; wanted one row of token ids"
+                f"sequence {row} is {tokens.dtype} of shape {tokens.shape}; "
+                "wanted one row of token ids"
             )
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             raise DataError(
@@ -180,8 +181,8 @@ def split_windows(data: TokenData, *, seq_len: int, fraction: float) -> tuple[ra
     n_validation = max(1, round(fraction * n_windows))
     if n_windows - n_validation < 1:
         raise DataError(
-            f"{data.source}: {data.n_tokens} tokens make {max(n_windows, 0)} windows of {seq_len}; at "
-            "least 2 are needed to hold one out; give more text, a smaller data.seq_len or "
+            f"{data.source}: {data.n_tokens} tokens make {max(n_windows, 0)} windows of {seq_len}; "
+            "at least 2 are needed to hold one out; give more text, a smaller data.seq_len or "
             "data.validation"
         )
     return range(n_windows - n_validation), range(n_windows - n_validation, n_windows)

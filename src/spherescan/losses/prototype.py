@@ -81,5 +81,6 @@ def _check_target(target: Tensor, n_classes: int) -> None:
     low, high = (int(bound) for bound in torch.aminmax(target))
     if low < 0 or high >= n_classes:
         raise ValueError(
-            f"targets span {low}..{high}; with {n_classes} prototypes they must lie in 0..{n_classes - 1}"
+            f"targets span {low}..{high}; with {n_classes} prototypes they must lie in "
+            f"0..{n_classes - 1}"
         )

@@ -16,7 +16,7 @@ def uniform_(tensor: Tensor, bound: float, generator: Generator | None) -> None:
 def linear(
     n_in: int, n_out: int, *, bias: bool = False, generator: Generator | None = None
 ) -> nn.Linear:
-    """Make a linear layer with torch's own distribution, U(+-1/sqrt(n_in)); the bias starts at 0."""
+    """Make a linear layer drawn as torch does, U(+-1/sqrt(n_in)); the bias starts at 0."""
     layer: nn.Linear = skip_init(nn.Linear, n_in, n_out, bias=bias)  # type: ignore[no-untyped-call]
     uniform_(layer.weight, 1 / math.sqrt(n_in), generator)
     if bias:

@@ -72,7 +72,7 @@ class SequenceModel(nn.Module):
             raise ValueError(f"n_layers is {n_layers}; it must be at least 1")
         if bidirectional and not pooling:
             raise ValueError(
-                "a bidirectional model sees the positions it is to predict; pool, or use one direction"
+                "a bidirectional model sees the positions it is to predict; pool, or read one way"
             )
         self.embedding: nn.Embedding | SeriesEmbedding
         if vocab_size is not None:
@@ -153,4 +153,4 @@ def _scale_output_projections(layers: nn.ModuleList) -> None:
     with torch.no_grad():
         for name, parameter in layers.named_parameters():
             if name.endswith("out_proj.weight"):
-                parameter /= math.sqrt(len(layers))
+                parameter.div_(math.sqrt(len(layers)))

@@ -102,7 +102,7 @@ def separated_prototypes(
         classes all restarts and temperatures are run (100 classes: 1 second on one core). Beyond,
         restarts go first, then steps per temperature, then the polishing: 1000 to 5000 classes take
         10 to 20 seconds. ``FEWEST_EVALUATIONS`` are always made, so from there on time grows like
-        ``k^2 d``: 40 seconds at (8192, 256). The Gram matrix is never held whole: memory is
+        ``k^2 d``: 40 to 60 seconds at (8192, 256). The Gram matrix is never held whole: memory is
         ``O(k d)``.
     """
     bound = separation_bound(n_classes, dim)

@@ -197,7 +197,7 @@ def _unbound_scan(
 
 
 def _state_dtype(*inputs: Tensor) -> torch.dtype:
-    """Return float64 when any input is, else float32: bfloat16 states drift within tens of steps."""
+    """Return float64 if any input is, else float32: bfloat16 states drift within tens of steps."""
     return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
 
 

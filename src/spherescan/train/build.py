@@ -91,7 +91,8 @@ def resume(run_dir: Path, changes: dict[str, int] | None = None) -> Trainer:
         )
     if problem.description != ModelDescription.from_json(checkpoint.state["model"]):
         raise CheckpointError(
-            f"{store.checkpoint_path(checkpoint.state['step'])}: is of another model than its configuration"
+            f"{store.checkpoint_path(checkpoint.state['step'])}: is of another "
+            "model than its configuration"
         )
     trainer = Trainer(config, problem, model, store)
     try:
@@ -269,8 +270,8 @@ def _series_summary(table: SeriesTable, task: Task, *, n_train: int, n_validatio
     span = str(lengths[0]) if len(set(lengths)) == 1 else f"{min(lengths)} to {max(lengths)}"
     what = f"{len(task.class_names)} classes" if task.class_names else "one number each"
     return (
-        f"{n_train} series for training, {n_validation} for validation; {table.n_channels} channels, "
-        f"length {span}, {what}"
+        f"{n_train} series for training, {n_validation} for validation; "
+        f"{table.n_channels} channels, length {span}, {what}"
     )
 
 

@@ -122,7 +122,7 @@ class Bar(Silent):
     ) -> None:
         self._bar.stop()
 
-    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
+    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:  # noqa: ARG002  of Reporter
         """Move the bar."""
         self._bar.update(self._task, completed=step, loss=metrics.loss)
 

@@ -21,7 +21,7 @@ def learning_rate(
         min_scale: Floor as a part of the peak.
 
     Example:
-        >>> [learning_rate(s, lr=1.0, warmup_steps=2, total_steps=5, min_scale=0.0) for s in range(5)]
+        >>> [learning_rate(s, lr=1, warmup_steps=2, total_steps=5, min_scale=0) for s in range(5)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     if step < warmup_steps:

@@ -194,9 +194,9 @@ class Trainer:
         )
         if not metrics.updated and self.config.run.on_non_finite == "fail":
             raise NonFiniteError(
-                f"step {counters.step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; "
-                "nothing was updated; lower optim.lr, or leave such steps out with "
-                'run.on_non_finite = "skip"'
+                f"step {counters.step + 1}: loss {metrics.loss}, gradient norm "
+                f"{metrics.grad_norm}; nothing was updated; lower optim.lr, or leave such steps "
+                'out with run.on_non_finite = "skip"'
             )
         counters.step += 1
         counters.bp_updates += metrics.updated
