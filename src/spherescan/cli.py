@@ -277,12 +277,12 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
 def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
     from rich.console import Console  # noqa: PLC0415
 
-    from spherescan.train import Bar, Lines, Silent  # noqa: PLC0415
+    from spherescan.train import Bar, Lines, Reporter  # noqa: PLC0415
 
     console = Console()
     total = trainer.config.run.steps
     if options.quiet or options.json:
-        return Silent()
+        return Reporter()
     if console.is_terminal:
         return Bar(console, total=total, done=trainer.counters.step)
     return Lines(console, total=total, every=trainer.config.run.log_every)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from spherescan.nn import placement
-from spherescan.nn.placement import Placement, separated_prototypes, separation_bound
+from spherescan.nn import placement, separation
+from spherescan.nn.placement import Placement, separated_prototypes
+from spherescan.nn.separation import separation_bound
 
 ROUNDING = 1e-15  # of one inner product of unit vectors in float64
 PATIENCE = 5.0  # seconds for one call on one thread, several times what a quiet machine needs
@@ -179,12 +180,12 @@ def test_bound_is_attained_at_sharp_codes(k, d):
 @pytest.mark.parametrize("degree", range(3, 10))
 @pytest.mark.parametrize("d", [3, 4, 9, 24])
 def test_levenshtein_pieces_rise_from_design_to_design(d, degree):
-    low, high = placement._levenshtein_interval(d, degree)
+    low, high = separation._levenshtein_interval(d, degree)
     inside = [low + (high - low) * i / 50 for i in range(51)]
-    sizes = [placement._levenshtein(d, degree, s) for s in inside]
+    sizes = [separation._levenshtein(d, degree, s) for s in inside]
     assert sizes == sorted(sizes)
-    assert sizes[0] == pytest.approx(placement._design_size(d, degree), rel=1e-9)
-    assert sizes[-1] == pytest.approx(placement._design_size(d, degree + 1), rel=1e-9)
+    assert sizes[0] == pytest.approx(separation._design_size(d, degree), rel=1e-9)
+    assert sizes[-1] == pytest.approx(separation._design_size(d, degree + 1), rel=1e-9)
 
 
 def test_bound_of_a_hundred_points_in_25_dimensions():

@@ -9,6 +9,7 @@ from spherescan.nn.placement import Placement, separated_prototypes
 from spherescan.nn.pooling import POOLING_NAMES, AttentionPool, Pooling
 from spherescan.nn.prototypes import PrototypeHead
 from spherescan.nn.published import load_published
+from spherescan.nn.separation import separation_bound
 
 __all__ = [
     "MIXERS",
@@ -26,4 +27,5 @@ __all__ = [
     "SeriesEmbedding",
     "load_published",
     "separated_prototypes",
+    "separation_bound",
 ]

@@ -3,7 +3,7 @@
 from spherescan.train.build import build, evaluation_batches, objective_of, resume, start
 from spherescan.train.evaluate import Evaluation, evaluate
 from spherescan.train.objective import Objective
-from spherescan.train.progress import Bar, Lines, Reporter, Silent
+from spherescan.train.progress import Bar, Lines, Reporter
 from spherescan.train.schedule import learning_rate
 from spherescan.train.signals import stop_on_signals
 from spherescan.train.step import StepMetrics, backprop_step
@@ -15,7 +15,6 @@ __all__ = [
     "Lines",
     "Objective",
     "Reporter",
-    "Silent",
     "StepMetrics",
     "Trainer",
     "backprop_step",

@@ -2,7 +2,6 @@
 
 import time
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,29 +17,10 @@ from spherescan.train.evaluate import Evaluation
 from spherescan.train.step import StepMetrics
 
 
-class Reporter(Protocol):
-    """Receives what happens; used as a context around the run."""
+class Reporter:
+    """Receive what happens during a run, used as a context around it; this one is silent."""
 
-    def __enter__(self) -> "Reporter": ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
-        """A step is done; `step` counts them."""
-
-    def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
-        """The model was validated."""
-
-
-class Silent:
-    """Report nothing."""
-
-    def __enter__(self) -> "Silent":
+    def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(
@@ -52,13 +32,13 @@ class Silent:
         return None
 
     def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
-        """Do nothing."""
+        """Receive a step; `step` counts them."""
 
     def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
-        """Do nothing."""
+        """Receive a validation."""
 
 
-class Lines(Silent):
+class Lines(Reporter):
     """Print one plain line every so many steps.
 
     Args:
@@ -90,7 +70,7 @@ class Lines(Silent):
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
-class Bar(Silent):
+class Bar(Reporter):
     """Draw a bar with the newest loss, and a line for each validation above it.
 
     Args:

@@ -17,7 +17,7 @@ from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
 from spherescan.train.evaluate import Evaluation, evaluate
 from spherescan.train.objective import Objective
 from spherescan.train.optim import load_optimizer, make_optimizer, optimizer_tensors
-from spherescan.train.progress import Reporter, Silent
+from spherescan.train.progress import Reporter
 from spherescan.train.schedule import learning_rate
 from spherescan.train.step import StepMetrics, backprop_step
 
@@ -122,7 +122,7 @@ class Trainer:
             self.save()
         stopped: Stopped = "finished"
         self.model.train()
-        with reporter or Silent() as report:
+        with reporter or Reporter() as report:
             while self.counters.step < end:
                 if self._out_of_patience():
                     stopped = "patience"

@@ -1,0 +1,515 @@
+import dataclasses
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spherescan.config import load_config
+from spherescan.data import SeriesTable
+from spherescan.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    RunDirectoryError,
+)
+from spherescan.inference import Predictor
+from spherescan.runs import read_checkpoint, read_metrics
+from spherescan.train import Trainer, build, learning_rate, resume, start, stop_on_signals
+from spherescan.train.optim import decays
+from tests.tolerances import assert_close
+
+TINY = {
+    "model.d_model": "8",
+    "model.n_layers": "1",
+    "model.d_state": "4",
+    "model.expand": "1",
+    "data.batch_size": "4",
+    "optim.warmup_steps": "2",
+    "validation.every": "5",
+    "checkpoint.every": "4",
+    "run.steps": "12",
+}
+
+
+def write_series(path: Path, *, n: int = 24, n_channels: int = 2, classes: str = "abc") -> Path:
+    """Write series whose class is the phase of a wave."""
+    rng = np.random.default_rng(0)
+    lines = ["@problemName waves", f"@classLabel true {' '.join(classes)}", "@data"]
+    for i in range(n):
+        t = np.arange(rng.integers(5, 9))
+        phase = (i % len(classes)) * 2 * np.pi / len(classes)
+        values = [np.sin(t + phase + c) + 0.1 * rng.normal(size=len(t)) for c in range(n_channels)]
+        channels = [",".join(f"{v:.4f}" for v in channel) for channel in values]
+        lines.append(":".join([*channels, classes[i % len(classes)]]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def series(tmp_path):
+    return write_series(tmp_path / "train.ts")
+
+
+def trainer_for(tmp_path, name="run", **changes) -> Trainer:
+    settings = TINY | {"run.dir": str(tmp_path / name)}
+    settings |= {key.replace("__", "."): str(value) for key, value in changes.items()}
+    return start(load_config(None, settings))
+
+
+def contents(run: Path, step: int) -> dict[str, bytes]:
+    checkpoint = read_checkpoint(run / "ckpt" / f"step-{step:012d}.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()}
+
+
+def without_run_id(run: Path) -> list[dict]:
+    return [
+        {k: v for k, v in r.items() if k != "run_id"} for r in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def test_the_loss_falls_and_the_classes_are_learned(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, run__steps=60, optim__lr=0.02)
+    before = trainer.evaluate(trainer.problem.validation())
+    assert trainer.fit() == "finished"
+    after = trainer.evaluate(trainer.problem.validation())
+    assert after.loss < 0.5 * before.loss
+    assert after.score == 1.0
+
+
+@pytest.mark.parametrize("loss", ["softmax", "squared_cosine"])
+@pytest.mark.parametrize("learnable", [True, False])
+def test_both_losses_train_with_fixed_and_learnable_prototypes(tmp_path, series, loss, learnable):
+    trainer = trainer_for(
+        tmp_path, data__train=series, prototypes__loss=loss,
+        prototypes__learnable=str(learnable).lower(),
+    )  # fmt: skip
+    before = trainer.model.head.prototypes.detach().clone()
+    trainer.fit()
+    after = trainer.model.head.prototypes
+    assert torch.equal(before, after) is not learnable
+    assert_close(after.norm(dim=1), torch.ones(3))
+    record = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert (record["grad_norm_prototypes"] > 0) is learnable
+
+
+def test_one_record_per_step_with_all_fields(tmp_path, series):
+    trainer_for(tmp_path, data__train=series).fit()
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    train = [r for r in records if r["kind"] == "train"]
+    assert [r["step"] for r in train] == list(range(1, 13))
+    assert [r["seq"] for r in records] == list(range(len(records)))
+    assert set(train[0]) == {
+        "run_id", "seq", "kind", "step", "loss", "ff_loss", "accuracy", "lr", "grad_norm",
+        "grad_norm_embedding", "grad_norm_prototypes", "grad_norm_top", "clipped", "skipped",
+        "bp_updates", "ff_updates", "skipped_updates", "conflict_layers", "epoch", "position",
+    }  # fmt: skip
+    assert train[-1]["bp_updates"] == 12
+    validations = [r for r in records if r["kind"] == "val"]
+    assert [r["step"] for r in validations] == [5, 10, 12]
+    assert set(validations[0]) == {
+        "run_id", "seq", "kind", "step", "loss", "accuracy", "n", "best",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 4, 5, 7, 11])
+@pytest.mark.parametrize("source", ["series", "tokens"])
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path, series, source, interrupted_at
+):
+    if source == "series":
+        data = {"data__train": series, "data__jitter": 0.2}
+    else:
+        data = {"data__source": "synthetic", "data__vocab_size": 9, "data__seq_len": 8}
+    trainer_for(tmp_path, "whole", **data).fit()
+    first = trainer_for(tmp_path, "parts", **data)
+    first.fit(interrupted_at)
+    first.close()
+    second = resume(tmp_path / "parts")
+    assert second.counters.step == interrupted_at
+    second.fit()
+    assert contents(tmp_path / "parts", 12) == contents(tmp_path / "whole", 12)
+    assert without_run_id(tmp_path / "parts") == without_run_id(tmp_path / "whole")
+
+
+def test_steps_after_the_last_checkpoint_are_repeated_bit_for_bit(tmp_path, series):
+    trainer_for(tmp_path, "whole", data__train=series).fit()
+    crashed = trainer_for(tmp_path, "parts", data__train=series)
+    crashed.fit(6)
+    (tmp_path / "parts" / "ckpt" / "step-000000000006.safetensors").unlink()
+    crashed.close()
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"torn')
+    again = resume(tmp_path / "parts")
+    assert again.counters.step == 5
+    again.fit()
+    assert contents(tmp_path / "parts", 12) == contents(tmp_path / "whole", 12)
+    assert without_run_id(tmp_path / "parts") == without_run_id(tmp_path / "whole")
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, checkpoint__every=1, checkpoint__keep=2)
+    trainer.fit()
+    kept = trainer.store.steps()
+    assert kept[-2:] == [11, 12]
+    assert set(kept) == {11, 12, trainer.counters.best_step}
+
+
+def test_a_run_without_improvement_stops_early_and_stays_stopped(tmp_path, series):
+    # A learning rate of almost nothing: the loss moves, but rounding makes it improve rarely.
+    trainer = trainer_for(
+        tmp_path, data__train=series, validation__every=1, validation__patience=2,
+        optim__lr=0.5, optim__warmup_steps=0, run__steps=200,
+    )  # fmt: skip
+    assert trainer.fit() == "patience"
+    step, best = trainer.counters.step, trainer.counters.best_step
+    assert step == best + 2 < 200
+    trainer.close()
+    again = resume(tmp_path / "run")
+    assert again.fit() == "patience"
+    assert again.counters.step == step
+
+
+def test_a_run_that_was_asked_to_stop_saves_and_goes_on(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series)
+    assert trainer.fit(should_stop=lambda: trainer.counters.step == 3) == "signal"
+    assert trainer.store.steps()[-1] == 3
+
+
+def test_more_steps_may_be_asked_for_but_nothing_that_defines_the_run(tmp_path, series):
+    trainer_for(tmp_path, data__train=series).fit()
+    longer = resume(tmp_path / "run", {"run.steps": 14})
+    longer.fit()
+    assert longer.counters.step == 14
+    with pytest.raises(ConfigError, match=r"optim\.lr defines the run"):
+        resume(tmp_path / "run", {"optim.lr": 1})
+
+
+def poison(trainer: Trainer, step: int) -> None:
+    """Make one batch contain a value that overflows."""
+    stream = trainer.problem.stream
+    original = type(stream).__next__
+
+    class Poisoned(type(stream)):
+        def __next__(self):
+            batch = original(self)
+            if trainer.counters.step + 1 == step:
+                inputs = batch.inputs.clone()
+                inputs[0, 0, 0] = float("inf")
+                batch = dataclasses.replace(batch, inputs=inputs)
+            return batch
+
+    stream.__class__ = Poisoned
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_fails(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, checkpoint__every=100)
+    trainer.fit(2)
+    before = {name: t.clone() for name, t in trainer.model.state_dict().items()}
+    poison(trainer, 3)
+    with pytest.raises(NonFiniteError, match="step 3"):
+        trainer.fit()
+    assert all(torch.equal(before[name], t) for name, t in trainer.model.state_dict().items())
+    assert trainer.store.steps() == [0, 2]
+
+
+def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, run__on_non_finite="skip")
+    poison(trainer, 3)
+    trainer.fit()
+    assert trainer.counters.skipped == 1
+    assert trainer.counters.bp_updates == 11
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    skipped = [r for r in records if r.get("skipped")]
+    assert [r["step"] for r in skipped] == [3]
+    assert skipped[0]["nonfinite"] is True
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series)
+    trainer.fit(1)
+    with torch.no_grad():
+        trainer.model.norm_f.weight[0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"norm_f\.weight is not finite at step 1"):
+        trainer.save()
+    assert trainer.store.steps() == [0, 1]
+
+
+def test_gradients_are_clipped_over_all_trained_parameters(tmp_path, series):
+    records = {}
+    for clip in (0, 1e-3):
+        name = f"clip-{clip}"
+        trainer_for(tmp_path, name, data__train=series, optim__grad_clip=clip).fit(1)
+        records[clip] = read_metrics(tmp_path / name / "metrics.jsonl")[0]
+    assert records[0]["grad_norm"] == records[1e-3]["grad_norm"] > 1e-3
+    assert records[0]["clipped"] is False
+    assert records[1e-3]["clipped"] is True
+
+
+def test_decay_touches_matrices_only(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, prototypes__learnable="true")
+    names = {name for name, p in trainer.model.named_parameters() if decays(name, p)}
+    prefix = "layers.0.mixer."
+    assert names == {
+        "embedding.linear.weight", "projection.weight",
+        *(f"{prefix}{n}.weight" for n in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")),
+    }  # fmt: skip
+    decayed = {id(p) for p in trainer.optimizer.param_groups[0]["params"]}
+    assert decayed == {id(p) for name, p in trainer.model.named_parameters() if name in names}
+    assert trainer.optimizer.param_groups[0]["weight_decay"] > 0
+    assert trainer.optimizer.param_groups[1]["weight_decay"] == 0
+
+
+def test_the_schedule_warms_up_and_falls_to_its_floor():
+    rates = [
+        learning_rate(s, lr=2.0, warmup_steps=4, total_steps=20, min_scale=0.1) for s in range(25)
+    ]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert max(rates) == 2.0
+    assert rates[4:20] == sorted(rates[4:20], reverse=True)
+    assert rates[19:] == pytest.approx([0.2] * 6)
+    assert learning_rate(0, lr=2.0, warmup_steps=40, total_steps=20, min_scale=0.1) == 0.2
+
+
+def test_a_regression_learns_its_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 1, 6)).astype(np.float32)
+    y = 10 + 3 * x[:, 0].mean(1).astype(np.float64)
+    np.savez(tmp_path / "train.npz", x=x, y=y)
+    trainer = trainer_for(
+        tmp_path, data__train=tmp_path / "train.npz", data__task="regression",
+        run__steps=200, optim__lr=0.02, validation__every=50,
+    )  # fmt: skip
+    trainer.fit()
+    result = trainer.evaluate(trainer.problem.validation())
+    assert result.score_name == "rmse"
+    assert result.score < 0.35 * y.std()
+    predictor = Predictor.load(tmp_path / "run", which="newest")
+    predicted = predictor.predict(list(x.transpose(0, 2, 1)))
+    assert np.sqrt(((predicted - y) ** 2).mean()) < 0.35 * y.std()
+    assert y.min() <= predicted.min()
+    assert predicted.max() <= y.max()
+
+
+def test_counting_tokens_are_learned(tmp_path):
+    trainer = trainer_for(
+        tmp_path, data__source="synthetic", data__vocab_size=12, data__seq_len=16,
+        model__d_model=16, run__steps=60, optim__lr=0.02,
+    )  # fmt: skip
+    trainer.fit()
+    assert trainer.evaluate(trainer.problem.validation()).score > 0.95
+    predictor = Predictor.load(tmp_path / "run")
+    assert predictor.predict([np.array([3, 4, 5]), np.array([10, 11])]).tolist() == [6, 0]
+
+
+def test_validation_data_of_its_own_leaves_all_of_the_rest_for_training(tmp_path, series):
+    other = write_series(tmp_path / "other.ts", n=6)
+    problem, _ = build(
+        load_config(None, TINY | {"data.train": str(series), "data.validation": str(other)})
+    )
+    assert "24 series for training, 6 for validation" in problem.summary
+    assert sum(len(batch.targets) for batch in problem.validation()) == 6
+
+
+def test_statistics_come_from_the_training_part_alone(tmp_path, series):
+    text = series.read_text().splitlines()
+    one = load_config(None, TINY | {"data.train": str(series)})
+    mean = build(one)[1].embedding.mean
+    # Blow up the held-out sequences: the statistics must not notice.
+    held_out = {tuple(b.inputs[i, 0].tolist()) for b in build(one)[0].validation() for i in range(len(b.targets))}  # fmt: skip
+    blown = []
+    for line in text:
+        first = tuple(np.float32(c.split(",")[0]).item() for c in line.split(":")[:2]) if ":" in line else ()
+        blown.append(line.replace("0.", "9.") if first in held_out else line)
+    assert blown != text
+    series.write_text("\n".join(blown))
+    assert torch.equal(build(one)[1].embedding.mean, mean)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({}, ConfigError, "no training data"),
+        ({"data.train": "missing.ts"}, DataError, "missing.ts"),
+        ({"data.train": "{series}", "data.task": "regression"}, DataError, "no numeric targets"),
+        ({"data.train": "{series}", "data.validation": "{wide}"}, DataError, "has 3 channels"),
+        ({"data.train": "{series}", "data.validation": "{other}"}, DataError, "unknown class 'd'"),
+        ({"data.train": "{series}", "prototypes.dim": "1"}, ConfigError, "dim"),
+        ({"data.source": "synthetic", "data.seq_len": "65535"}, DataError, "make 1 windows"),
+        (
+            {"data.source": "tokens", "data.train": "{text}", "data.vocab_size": "3",
+             "data.validation": "{one}"},
+            DataError, "fewer than two tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_a_start_that_fails_writes_nothing(tmp_path, series, settings, error, message):
+    (tmp_path / "text.txt").write_text("0 1 2 0 1 2")
+    (tmp_path / "one.txt").write_text("0")
+    paths = {
+        "series": series,
+        "wide": write_series(tmp_path / "wide.ts", n_channels=3),
+        "other": write_series(tmp_path / "other.ts", classes="abd"),
+        "text": tmp_path / "text.txt",
+        "one": tmp_path / "one.txt",
+    }
+    filled = {key: value.format(**paths) for key, value in settings.items()}
+    before = sorted(tmp_path.rglob("*"))
+    config = load_config(None, TINY | {"run.dir": str(tmp_path / "run")} | filled)
+    with pytest.raises(error, match=message):
+        start(config)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_constant_targets_teach_nothing(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 1, 3), np.float32), y=np.ones(4))
+    with pytest.raises(DataError, match=r"every target is 1\.0"):
+        trainer_for(tmp_path, data__train=tmp_path / "x.npz", data__task="regression")
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, series):
+    trainer_for(tmp_path, data__train=series).close()
+    with pytest.raises(RunDirectoryError, match="holds a run already.*spherescan resume"):
+        trainer_for(tmp_path, data__train=series)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(RunDirectoryError, match="holds other files already"):
+        trainer_for(tmp_path, "other", data__train=series)
+    with pytest.raises(RunDirectoryError, match="cannot be made"):
+        trainer_for(tmp_path, "train.ts/x", data__train=series)
+    with pytest.raises(ConfigError, match=r"run\.dir is missing"):
+        start(load_config(None, TINY | {"data.train": str(series)}))
+
+
+def test_changed_data_is_not_resumed_on(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series)
+    trainer.fit(2)
+    trainer.close()
+    series.write_text(series.read_text().replace("0.5", "0.6"))
+    with pytest.raises(DataError, match="the data has changed"):
+        resume(tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, series):
+    trainers = [trainer_for(tmp_path, name, data__train=series) for name in ("a", "b")]
+    for trainer in trainers:
+        trainer.fit(2)
+        trainer.close()
+    newer = tmp_path / "a" / "ckpt" / "step-000000000009.safetensors"
+    source = trainers[1].store.checkpoint_path(2)
+    newer.write_bytes(source.read_bytes())
+    for use in (resume, Predictor.load):
+        with pytest.raises(CheckpointError, match="belongs to run"):
+            use(tmp_path / "a")
+
+
+def test_a_truncated_checkpoint_is_refused_and_the_older_one_is_named(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, validation__every=100)
+    trainer.fit(6)
+    trainer.close()
+    newest = trainer.store.checkpoint_path(6)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="remove it to go on from step 4"):
+        resume(tmp_path / "run")
+    newest.unlink()
+    assert resume(tmp_path / "run").counters.step == 4
+
+
+def test_a_checkpoint_whose_tensors_do_not_fit_is_refused(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series)
+    trainer.fit(2)
+    checkpoint = trainer.store.load()
+    del checkpoint.tensors["model/norm_f.weight"]
+    with pytest.raises(CheckpointError, match=r"another model: model/norm_f\.weight"):
+        trainer.restore(checkpoint)
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(RunDirectoryError, match="holds no run"):
+        resume(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(RunDirectoryError, match="cannot be read"):
+        resume(tmp_path)
+    (tmp_path / "run.json").write_text('{"run_id": 3}')
+    with pytest.raises(RunDirectoryError, match="wanted text"):
+        resume(tmp_path)
+    (tmp_path / "run.json").write_text('{"run_id": "x"}')
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        resume(tmp_path)
+
+
+def test_the_configuration_in_the_folder_makes_the_same_run(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series)
+    again = load_config(tmp_path / "run" / "config.toml")
+    assert again == trainer.config
+    saved = json.loads(json.dumps(trainer.config.model_dump(mode="json")))
+    assert saved["run"]["steps"] == 12
+
+
+def test_threads_are_set_when_asked_for(tmp_path, series):
+    trainer_for(tmp_path, data__train=series, run__threads=2).close()
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
+def test_the_first_signal_is_recorded_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signals() as flag:
+        assert flag.exit_code == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag.exit_code == 143
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_predictions_equal_the_evaluation(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series, run__steps=60, optim__lr=0.02)
+    trainer.fit()
+    from spherescan.data import read_series
+
+    table = read_series(series)
+    predictor = Predictor.load(tmp_path / "run")
+    assert predictor.step == trainer.counters.best_step
+    right = [p == label for p, label in zip(predictor.predict(table.series), table.labels, strict=True)]
+    assert np.mean(right) > 0.9
+    embedded = predictor.embed(table.series)
+    assert_close(embedded.norm(dim=1), torch.ones(24))
+    assert_close(predictor.model.head(embedded), predictor.cosines(table.series))
+    assert Predictor.load(tmp_path / "run", which=trainer.store.steps()[0]).step == trainer.store.steps()[0]
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 7"):
+        Predictor.load(tmp_path / "run", which=7)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([], "at least one"),
+        ([np.zeros((3, 5))], "has 5 channels; the training data has 2"),
+        ([np.full((3, 2), np.nan)], "sequence 0"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(tmp_path, series, sequences, message):
+    trainer_for(tmp_path, data__train=series).fit(1)
+    with pytest.raises(DataError, match=message):
+        Predictor.load(tmp_path / "run").predict(sequences)
+
+
+def test_a_series_of_one_channel_may_be_flat(tmp_path):
+    write_series(tmp_path / "train.ts", n_channels=1)
+    trainer_for(tmp_path, data__train=tmp_path / "train.ts").fit(1)
+    predictor = Predictor.load(tmp_path / "run")
+    flat = np.arange(4.0)
+    assert_close(predictor.cosines([flat]), predictor.cosines([flat[:, None]]))
+
+
+def test_labels_of_a_table_do_not_matter_to_prediction():
+    table = SeriesTable((np.zeros((2, 1), np.float32),), None, None, None, "x")
+    assert table.labels is None
