@@ -73,15 +73,20 @@ def _complain(error: Exception, *, debug: bool) -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser whose mistakes are errors of ours: one line, the nearest flag named."""
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse unknown arguments here, where the flags of the verb are known."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            flags = [name for name in self._option_string_actions if name != "-h"]
+            hint = f"; {nearest(flag, flags)}" if flag.startswith("-") else ""
+            self.error(f"unknown argument {flag!r}{hint}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            flag = unknown.split()[0].partition("=")[0]
-            hint = ""
-            if flag.startswith("-"):
-                hint = f"; {nearest(flag, [f for f in self._option_string_actions if f != '-h'])}"
-            message = f"unknown argument {flag!r}{hint}"
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 

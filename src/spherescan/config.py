@@ -268,10 +268,14 @@ def to_toml(config: RunConfig) -> str:
     lines = []
     for section, values in config.model_dump(exclude_none=True).items():
         lines.append(f"[{section}]")
-        # JSON's strings, numbers, booleans and arrays of strings are TOML's too.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    """Write as JSON, which TOML reads too but for surrogate pairs and a bare delete character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,395 @@
+"""The command line as a user meets it: exit codes, one line per mistake, nothing written."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spherescan.cli import main
+from spherescan.runs import read_checkpoint, read_metrics
+from tests.train.test_training import TINY, write_series
+
+FLAGS = [
+    text
+    for key, value in TINY.items()
+    for text in (f"--{key.replace('_', '-')}", value)
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPHERESCAN_OPS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def series(here):
+    return write_series(here / "train.ts")
+
+
+@pytest.fixture
+def run(series, capsys):
+    assert main(["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]) == 0
+    capsys.readouterr()
+    return Path("run")
+
+
+def refused(capsys, arguments: list[str], code: int, *parts: str) -> None:
+    """Expect one line on stderr with all parts, the exit code, and no file made or changed."""
+    before = {p: p.stat().st_mtime_ns for p in Path().rglob("*")}
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1, err
+    assert err.startswith("spherescan: ")
+    for part in parts:
+        assert part in err
+    assert out == ""
+    assert {p: p.stat().st_mtime_ns for p in Path().rglob("*")} == before
+
+
+SMALL_TS = "@classLabel true a b\n@data\n1,2:3,4:a\n5,6:7,8:b\n1,3:3,4:a\n5,9:7,8:b\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "code", "parts"),
+    [
+        (None, ["--run.stpes", "5"], 2, ["'--run.stpes'", "'--run.steps'"]),
+        (None, ["--run.steps"], 2, ["--run.steps", "expected one argument"]),
+        (None, ["--run.step", "5"], 2, ["unknown argument '--run.step'"]),
+        (None, ["--run.steps", "many"], 2, ['run.steps is "many"', "integer"]),
+        (None, ["--model.d-model", "-4"], 2, ["model.d_model is -4", "greater than or equal to 1"]),
+        (None, [], 2, ["no training data", "--data.train FILE"]),
+        (None, ["missing.toml"], 2, ["missing.toml", "No such file"]),
+        (None, ["--data.train", "missing.ts"], 3, ["missing.ts", "no such file"]),
+        ("", ["--data.train", "x.ts"], 3, ["x.ts", "is empty"]),
+        (SMALL_TS.replace("1,2", "1\0,2"), ["--data.train", "x.ts"], 3, ["x.ts", "NUL byte", "line 3"]),
+        (SMALL_TS.replace("1,2", "nan,2"), ["--data.train", "x.ts"], 3, ["x.ts", "line 3", "nan"]),
+        (SMALL_TS.replace("1,2:3,4", "1,2"), ["--data.train", "x.ts"], 3, ["x.ts", "channel"]),
+        (SMALL_TS.replace("b\n@", "b c\n@"), ["--data.train", "x.ts"], 3, ["no sequence of c"]),
+        ("1 2 900", ["--data.source", "tokens", "--data.train", "x.ts"], 3, ["x.ts"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_train_is_one_line_and_writes_nothing(here, capsys, text, flags, code, parts):
+    if text is not None:
+        Path("x.ts").write_text(text)
+    refused(capsys, ["train", *flags], code, *parts)
+
+
+def test_a_token_outside_the_vocabulary(here, capsys):
+    Path("x.txt").write_text("1 2 900 4")
+    flags = ["--data.source", "tokens", "--data.train", "x.txt", "--data.vocab-size", "5"]
+    refused(capsys, ["train", *flags], 3, "x.txt", "token 900 at position 2", "vocabulary of 5")
+
+
+def test_wrong_keys_in_a_file(here, capsys):
+    Path("a.toml").write_text("[model]\nd_modle = 3\n")
+    refused(capsys, ["train", "a.toml"], 2, "a.toml", "'model.d_modle'", "'model.d_model'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["VERB"]),
+        (["tarin"], ["tarin", "train"]),
+        (["evaluate", "run", "--checkpoint", "latest"], ["'latest'", "best, newest or a step"]),
+        (["import", "x"], ["out"]),
+        (["resume", "run", "--optim.lr", "1"], ["--optim.lr"]),
+    ],
+)
+def test_a_wrong_command_line(here, capsys, arguments, parts):
+    refused(capsys, arguments, 2, *parts)
+
+
+def test_a_run_directory_that_holds_a_run(run, capsys):
+    flags = ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]
+    refused(capsys, flags, 4, "holds a run already", "spherescan resume run")
+
+
+@pytest.mark.parametrize("verb", [["resume"], ["evaluate"], ["predict"]])
+def test_a_run_that_is_not_there(here, capsys, verb):
+    data = ["x.ts"] if verb == ["predict"] else []
+    refused(capsys, [*verb, "none", *data], 4, "none", "holds no run")
+
+
+@pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "inspect"])
+def test_a_truncated_checkpoint(run, capsys, verb):
+    newest = sorted((run / "ckpt").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    arguments = {"inspect": [str(newest)], "predict": ["run", "train.ts"]}.get(verb, ["run"])
+    refused(capsys, [verb, *arguments], 4, newest.name, "truncated")
+
+
+@pytest.mark.parametrize("verb", [["resume", "run"], ["evaluate", "run", "train.ts"]])
+def test_a_checkpoint_of_another_model(run, capsys, verb):
+    other = ["--run.dir", "other", *FLAGS, "--model.d-model", "12", "--run.steps", "20"]
+    assert main(["train", "--quiet", "--data.train", "train.ts", *other]) == 0
+    for source in Path("other/ckpt").iterdir():
+        (run / "ckpt" / source.name).write_bytes(source.read_bytes())
+    refused(capsys, verb, 4, "step-000000000020", "belongs to run")
+
+
+def test_wrong_data_at_evaluation(run, capsys):
+    write_series(Path("wide.ts"), n_channels=3)
+    refused(capsys, ["evaluate", "run", "wide.ts"], 3, "wide.ts", "3 channels", "has 2")
+    refused(capsys, ["predict", "run", "wide.ts"], 3, "3 channels", "has 2")
+    write_series(Path("other.ts"), classes="abd")
+    refused(capsys, ["evaluate", "run", "other.ts"], 3, "unknown class 'd'", "a, b, c")
+    refused(capsys, ["evaluate", "run", "sample:x.ts"], 3, "no sample 'x.ts'")
+
+
+def test_evaluate_ends_with_the_accuracy(run, capsys):
+    assert main(["evaluate", "run", "train.ts"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    name, value, rest = lines[-1].rsplit(" ", 4)[0], lines[-1].split()[2], lines[-1].split("(")[1]
+    assert name == "test accuracy"
+    assert 0 <= float(value) <= 1
+    assert len(value) == 5
+    assert rest == "n = 24)"
+    assert main(["evaluate", "run", "train.ts", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert f"{result['accuracy']:.3f}" == value
+    assert main(["evaluate", "run", "--checkpoint", "12"]) == 0
+    out = capsys.readouterr().out
+    assert "weights of step 12" in out
+    assert "validation accuracy" in out
+
+
+def test_predict_prints_a_class_per_sequence(run, capsys):
+    assert main(["predict", "run", "train.ts"]) == 0
+    plain = capsys.readouterr().out.splitlines()
+    assert len(plain) == 24
+    assert set(plain) <= set("abc")
+    assert main(["predict", "run", "train.ts", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prediction"] for row in rows] == plain
+    assert [row["sequence"] for row in rows] == list(range(24))
+
+
+def test_train_prints_lines_and_what_to_do_next(series, capsys):
+    flags = ["--data.train", "train.ts", "--run.dir", "run", *FLAGS, "--run.log-every", "6"]
+    assert main(["train", *flags]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "step 6/12" in out
+    assert "step 12/12" in out
+    assert "validation loss" in out
+    assert "spherescan evaluate run DATA" in out
+    assert main(["resume", "run"]) == 0
+    assert "nothing to do: the run is at step 12 of 12" in capsys.readouterr().out
+    assert main(["resume", "run", "--run.steps", "14", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 14
+
+
+def test_quiet_prints_nothing(series, capsys):
+    assert main(["train", "--data.train", "train.ts", "--quiet", *FLAGS]) == 0
+    assert capsys.readouterr() == ("", "")
+    (made,) = Path("runs").iterdir()
+    assert (made / "run.json").exists()
+
+
+def test_the_configuration_can_be_printed(here, capsys):
+    assert main(["train", "--print-config", "--run.steps", "77"]) == 0
+    assert "steps = 77" in capsys.readouterr().out
+    assert list(here.iterdir()) == []
+
+
+def test_tokens_from_import_to_prediction(here, capsys):
+    Path("text").mkdir()
+    for i in range(3):
+        (Path("text") / f"{i}.py").write_bytes(bytes(range(20, 30)) * 30)
+    assert main(["import", "text", "shards", "--extension", ".py"]) == 0
+    assert "900 tokens of 256 from 3 documents" in capsys.readouterr().out
+    assert main(["inspect", "shards", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 3
+    flags = [*FLAGS, "--data.seq-len", "16", "--run.steps", "40", "--optim.lr", "0.02"]
+    source = ["--data.source", "tokens", "--data.train", "shards", "--run.dir", "run"]
+    assert main(["train", *source, *flags]) == 0
+    assert "900 tokens of 256 in 3 documents" in capsys.readouterr().out
+    assert main(["evaluate", "run", "shards"]) == 0
+    out = capsys.readouterr().out
+    assert "nats per token" in out
+    assert "test accuracy" in out
+    assert "(n = 897)" in out
+    assert main(["predict", "run", "shards"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    Path("one.txt").write_text("5")
+    refused(capsys, ["evaluate", "run", "one.txt"], 3, "one.txt")
+
+
+def test_regression_from_training_to_prediction(here, capsys):
+    rng = np.random.default_rng(0)
+    np.savez("x.npz", x=rng.normal(size=(30, 1, 5)).astype(np.float32), y=rng.normal(size=30))
+    flags = ["--data.train", "x.npz", "--data.task", "regression", "--run.dir", "run", *FLAGS]
+    assert main(["train", *flags]) == 0
+    assert "one number each" in capsys.readouterr().out
+    assert main(["evaluate", "run", "x.npz"]) == 0
+    assert "test rmse" in capsys.readouterr().out
+    assert main(["predict", "run", "x.npz"]) == 0
+    assert len([float(line) for line in capsys.readouterr().out.splitlines()]) == 30
+
+
+def test_inspect_knows_every_kind(run, capsys):
+    assert main(["inspect", "train.ts"]) == 0
+    out = capsys.readouterr().out
+    assert "a (8), b (8), c (8)" in out
+    assert main(["inspect", str(sorted((run / "ckpt").iterdir())[-1])]) == 0
+    out = capsys.readouterr().out
+    assert "step" in out
+    assert "classification" in out
+    np.savez("x.npz", x=np.ones((2, 1, 3), np.float32), y=np.array([1.5, 2]))
+    assert main(["inspect", "x.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["targets"] == "1.5 to 2"
+    Path("x.txt").write_text("1")
+    refused(capsys, ["inspect", "x.txt"], 3, "import them first")
+    refused(capsys, ["inspect", "x.docx"], 3, "unknown kind of file")
+
+
+def test_doctor_checks_itself(capsys, monkeypatch):
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["self-check"] == "passed"
+    assert facts["ops"].startswith("torch form")
+    monkeypatch.setattr("spherescan.inspection._TOLERANCE", 0.0)
+    assert main(["doctor"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_an_internal_error_is_one_line_too(capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("spherescan.cli.load_config", broken)
+    assert main(["train"]) == 1
+    err = capsys.readouterr().err
+    assert err == "spherescan: internal error: RuntimeError: two lines; --debug shows where\n"
+    assert main(["train", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_non_finite_step_exits_with_6(series, capsys, monkeypatch):
+    flags = ["--data.train", "train.ts", "--run.dir", "run", *FLAGS, "--quiet"]
+    monkeypatch.setattr("spherescan.train.step.gradient_norm", lambda _: float("nan"))
+    assert main(["train", *flags]) == 6
+    err = capsys.readouterr().err
+    assert "step 1" in err
+    assert "on_non_finite" in err
+
+
+def spherescan(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "spherescan", *arguments]
+    return subprocess.Popen(command, text=True, **options)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    for _ in range(600):
+        path = run / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") > step:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the run did not get going")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_prints_how_to_go_on(series, capsys, signum, code):
+    flags = ["--data.train", "train.ts", *FLAGS, "--run.steps", "5000", "--run.threads", "1"]
+    with spherescan("train", "--run.dir", "run", *flags, stdout=subprocess.PIPE) as process:
+        wait_for_step(Path("run"), 20)
+        process.send_signal(signum)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert out.splitlines()[-1] == "go on with: spherescan resume run"
+    newest = sorted(Path("run/ckpt").iterdir())[-1]
+    checkpoint = read_checkpoint(newest)
+    step = checkpoint.state["step"]
+    assert f"at step {step} of 5000; saved" in out
+    records = [r for r in read_metrics(Path("run/metrics.jsonl")) if r["kind"] == "train"]
+    assert records[-1]["step"] == step
+    n = 21  # of 24 series one of each class is held out
+    assert checkpoint.state["data"] == {"epoch": 4 * step // n, "position": 4 * step % n}
+    assert main(["resume", "run", "--run.steps", str(step + 3)]) == 0
+    resumed = [r for r in read_metrics(Path("run/metrics.jsonl")) if r["kind"] == "train"]
+    assert [r["step"] for r in resumed] == list(range(1, step + 4))
+    assert resumed[step]["epoch"] == 4 * (step + 1) // n
+
+
+def test_a_terminal_gets_a_bar(series):
+    leader, follower = pty.openpty()
+    flags = ["--data.train", "train.ts", *FLAGS, "--run.threads", "1"]
+    process = spherescan("train", "--run.dir", "run", *flags, stdout=follower)
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert process.wait(60) == 0
+    assert "━".encode() in seen
+    assert b"validation loss" in seen
+
+
+def test_a_reader_that_leaves_is_no_error(run):
+    with spherescan(
+        "predict", "run", "train.ts", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        process = spherescan("--help", stdout=subprocess.DEVNULL)
+        assert process.wait() == 0
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.5
+
+
+def test_help_and_mistakes_do_not_load_torch():
+    code = (
+        "import sys; from spherescan.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "main(['train', '--run.steps', 'x'])\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_flags_are_pinned(capsys):
+    """A flag is a promise to scripts: this list grows, and nothing leaves it without a release note."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    flags = {word.rstrip(",]") for word in out.replace("[", " ").split() if word.startswith("--")}
+    assert flags == {
+        "--help", "--debug", "--print-config", "--quiet", "--json",
+        "--data.source", "--data.train", "--data.validation", "--data.validation-fraction",
+        "--data.task", "--data.batch-size", "--data.seq-len", "--data.vocab-size",
+        "--data.jitter",
+        "--model.mixer", "--model.d-model", "--model.n-layers", "--model.d-state",
+        "--model.d-conv", "--model.expand", "--model.dt-rank", "--model.gate",
+        "--model.bidirectional", "--model.pooling", "--model.n-pool-heads",
+        "--prototypes.dim", "--prototypes.init", "--prototypes.learnable", "--prototypes.loss",
+        "--prototypes.scale", "--prototypes.margin",
+        "--optim.lr", "--optim.weight-decay", "--optim.beta1", "--optim.beta2",
+        "--optim.warmup-steps", "--optim.min-lr-scale", "--optim.grad-clip",
+        "--validation.every", "--validation.batches", "--validation.patience",
+        "--checkpoint.every", "--checkpoint.keep",
+        "--run.dir", "--run.steps", "--run.seed", "--run.threads", "--run.log-every",
+        "--run.on-non-finite",
+    }  # fmt: skip

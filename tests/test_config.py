@@ -1,0 +1,188 @@
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spherescan.config import (
+    RunConfig,
+    load_config,
+    nearest,
+    parse_config,
+    settings,
+    to_toml,
+)
+from spherescan.errors import ConfigError
+
+
+def refuse(tmp_path: Path, text: str, message: str, name: str = "a.toml") -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[run]\nstpes = 3", r"unknown key 'run\.stpes'; did you mean 'run\.steps'"),
+        ("[rnu]\nsteps = 3", "unknown key 'rnu'; did you mean 'run'"),
+        ("[run]\nsteps = '3'", r'run\.steps is "3"; it should be a valid integer'),
+        ("[run]\nsteps = 3.0", r"run\.steps is 3\.0; it should be a valid integer"),
+        ("[run]\nsteps = true", r"run\.steps is true; it should be a valid integer"),
+        ("[run]\nsteps = -3", r"run\.steps is -3; it should be greater than or equal to 1"),
+        ("[run]\nsteps = 9007199254740993", "less than or equal to 9007199254740992"),
+        ("[optim]\nlr = nan", r"optim\.lr is NaN; it should be a finite number"),
+        ("[optim]\nlr = -inf", r"optim\.lr is -Infinity; it should be a finite number"),
+        ("[optim]\nlr = 1979-05-27", r"optim\.lr is \"1979-05-27\""),
+        ("[model]\ngate = 1", r"model\.gate is 1; it should be a valid boolean"),
+        ("[model]\npooling = ['mean', 'sum']", r'model\.pooling\.1 is "sum"; it should be'),
+        ("[model]\npooling = []", r"model\.pooling is empty"),
+        ("[checkpoint]\nkeep = 1", "greater than or equal to 2"),
+        ("[run]\nsteps = 3\nsteps = 4", "line 3|twice|overwrite"),
+        ("run = 3", "run is 3; it should be an object"),
+        ("[data]\nsource = 'tokens'\n[model]\nbidirectional = true", "sees the tokens to predict"),
+        ("[data]\nsource = 'tokens'\ntask = 'regression'", r"data\.task"),
+        ("[data]\nsource = 'synthetic'\ntrain = 'x'", "exclude each other"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path, text, message):
+    refuse(tmp_path, text, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '{"run": {"steps": 30, "steps": 40}}', "the key 'steps' stands twice"),
+        ("a.json", '{"optim": {"lr": NaN}}', "finite"),
+        ("a.json", '{"optim": {"lr": 1e999}}', "finite"),
+        ("a.json", "[1]", "holds list"),
+        ("a.yaml", "run:\n  steps: 30\n  steps: 40", "duplicate key"),
+        ("a.yaml", "model:\n  gate: on", r'model\.gate is "on"; it should be a valid boolean'),
+        ("a.yaml", "- a", "holds list"),
+        ("a.ini", "", r"unknown ending '\.ini'"),
+    ],
+)
+def test_json_and_yaml_are_as_strict(tmp_path, name, text, message):
+    refuse(tmp_path, text, message, name)
+
+
+def test_yaml_reads_numbers_as_people_do(tmp_path):
+    (tmp_path / "a.yaml").write_text("optim:\n  lr: 1e-4\nrun:\n  steps: 010\n")
+    config = load_config(tmp_path / "a.yaml")
+    assert (config.optim.lr, config.run.steps) == (1e-4, 10)
+
+
+def test_without_its_extra_yaml_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+    (tmp_path / "a.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=r"pip install 'spherescan\[yaml\]'"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "a.toml").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        load_config(tmp_path / "a.toml")
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    (tmp_path / "a.toml").write_text("[run]\nsteps = 30\nseed = 5\n")
+    config = load_config(tmp_path / "a.toml", {"run.seed": "7", "model.pooling": "mean,max"})
+    assert (config.run.steps, config.run.seed, config.run.log_every) == (30, 7, 20)
+    assert config.model.pooling == ("mean", "max")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.lr", "1e-3", 1e-3),
+        ("optim.lr", "1", 1.0),
+        ("run.threads", "none", None),
+        ("run.dir", "none", None),
+        ("run.dir", "5", "5"),
+        ("model.gate", "false", False),
+        ("data.source", "tokens", "tokens"),
+        ("model.dt_rank", "3", 3),
+    ],
+)
+def test_flags_are_text_of_the_type_of_their_setting(key, text, value):
+    config = load_config(None, {key: text})
+    section, name = key.split(".")
+    assert getattr(getattr(config, section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("run.steps", "1_000"), ("run.steps", " 7"), ("run.steps", "7.0"), ("run.steps", "none"),
+        ("run.steps", "x"), ("optim.lr", "nan"), ("optim.lr", "Infinity"), ("model.gate", "yes"),
+        ("model.gate", "True"), ("model.pooling", ""), ("run.seed", "-1"), ("run.steps", "٣"),
+    ],
+)  # fmt: skip
+def test_flags_that_mean_nothing_are_refused(key, text):
+    if (key, text) == ("run.steps", " 7"):
+        assert load_config(None, {key: text}).run.steps == 7  # JSON's blanks are harmless
+        return
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        load_config(None, {key: text})
+
+
+def test_a_section_given_as_a_value_is_refused_with_its_flag(tmp_path):
+    (tmp_path / "a.toml").write_text("run = 3")
+    with pytest.raises(ConfigError, match=r"\[run\] must be a section"):
+        load_config(tmp_path / "a.toml", {"run.steps": "4"})
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_config(None, {"run.stpes": "4"})
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "data": st.fixed_dictionaries({"train": st.text(max_size=9)}),
+            "model": st.fixed_dictionaries({"d_model": st.integers(1, 99), "gate": st.booleans()}),
+            "optim": st.fixed_dictionaries({"lr": st.floats(1e-9, 1e9)}),
+        },
+    )
+)
+def test_writing_and_reading_again_gives_the_same(tree):
+    config = parse_config(tree)
+    assert parse_config(tomllib.loads(to_toml(config))) == config
+    assert parse_config(json.loads(config.model_dump_json())) == config
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*RunConfig.model_fields, "other"]),
+        st.dictionaries(
+            st.sampled_from([name.partition(".")[2] for name, _ in settings()]),
+            st.one_of(st.integers(), st.floats(), st.text(max_size=4), st.booleans(), st.none()),
+            max_size=3,
+        ),
+        max_size=3,
+    )
+)
+def test_anything_is_a_configuration_or_an_error_of_one_line(tree):
+    try:
+        assert isinstance(parse_config(tree), RunConfig)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+
+
+def test_the_nearest_name_is_suggested():
+    assert nearest("stpes", ["seed", "steps"]) == "did you mean 'steps'?"
+    assert nearest("x", []) == ""
+
+
+def test_every_setting_is_documented():
+    for name, field in settings():
+        assert field.description, name
