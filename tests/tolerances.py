@@ -12,7 +12,7 @@ RELATIVE = {
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, what: str = "values") -> None:
-    """Compare with the tolerance of the coarser of the two types, scaled by the largest magnitude."""
+    """Compare with the tolerance of the coarser type, scaled by the largest magnitude."""
     assert actual.shape == expected.shape, f"{what}: {actual.shape} != {expected.shape}"
     if expected.numel() == 0:
         return

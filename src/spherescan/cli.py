@@ -150,6 +150,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="take only files of a folder that end so, such as .py; may be repeated",
     )
+    importer.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out folders of this name; may be repeated",
+    )
 
     inspect = add("inspect", _inspect, "Say what a checkpoint, shard folder or data file holds.")
     inspect.add_argument("file", type=str, help="a checkpoint, a folder of shards, or a data file")
@@ -170,7 +177,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="best",
         metavar="best|newest|STEP",
-        help="which weights (default: best, the lowest validation loss)",
+        help="which weights (default: best, that of the best validation)",
     )
 
 
@@ -256,6 +263,7 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
             "stopped": stopped,
             "step": counters.step,
             "best_step": counters.best_step,
+            "best_score": counters.best_score,
             "best_loss": counters.best_loss,
         }
         print(json.dumps(result))
@@ -273,8 +281,11 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
         f"{reason}: step {counters.step} of {total}, "
         f"{counters.step - first} steps in {seconds:.1f} s"
     )
-    if counters.best_loss is not None:
-        say(f"best validation loss {counters.best_loss:.4f} at step {counters.best_step}")
+    if counters.best_step is not None:
+        say(
+            f"best validation at step {counters.best_step}: score {counters.best_score:.4f}, "
+            f"loss {counters.best_loss:.4f}"
+        )
     say(f"next: spherescan evaluate {run} DATA, spherescan predict {run} DATA")
     return 0
 
@@ -359,6 +370,7 @@ def _import(options: argparse.Namespace) -> int:
         encoding=options.encoding,
         vocab_size=options.vocab_size,
         extensions=tuple(options.extension),
+        excluded=tuple(options.exclude),
     )
     print(
         f"{options.out}: {data.n_tokens} tokens of {data.vocab_size} "

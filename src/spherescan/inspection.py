@@ -81,6 +81,7 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "run": info.state.get("run_id"),
         "step": info.state.get("step"),
         "best step": counters.get("best_step"),
+        "best validation score": counters.get("best_score"),
         "best validation loss": counters.get("best_loss"),
         "task": info.state.get("task", {}).get("kind"),
         "weights": sum(_count(t.shape) for t in weights),

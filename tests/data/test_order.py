@@ -33,7 +33,7 @@ def test_seeds_and_epochs_give_different_orders():
 
 
 def test_the_order_never_changes_between_releases():
-    """A run that resumes under a newer release must see the same data: these numbers are forever."""
+    """A run resumed under a newer release must see the same data: these numbers are forever."""
     order = [2, 4, 0, 5, 3, 7, 1, 8, 9, 6, 7, 1]
     assert sample_order(0, 12, n=10, seed=42).tolist() == order
     assert derived_seed(42, "weights") == 1059101914036167468
@@ -41,10 +41,9 @@ def test_the_order_never_changes_between_releases():
 
 @pytest.mark.parametrize("n", [10, 97])
 def test_places_are_uniform(n):
-    """Where sample 0 lands over many epochs: chi-square below the 0.1 % point (about n + 4.4 sqrt n)."""
+    """Where sample 0 lands over many epochs: chi-square below its 0.1 % point, n + 4.4 sqrt n."""
     epochs = 200 * n
     first = [int(permuted(np.array([0]), n=n, seed=7, epoch=e)[0]) for e in range(epochs)]
     counts = np.bincount(first, minlength=n)
     chi_square = ((counts - 200) ** 2 / 200).sum()
     assert chi_square < n + 4.4 * np.sqrt(n) + 4
-

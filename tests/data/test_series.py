@@ -129,7 +129,7 @@ def test_a_training_set_that_cannot_teach_is_refused(changes, message):
 
 
 def test_an_unknown_class_is_refused_by_name():
-    with pytest.raises(DataError, match="sequence 0 has the unknown class 'b'; .* a, c"):
+    with pytest.raises(DataError, match=r"sequence 0 has the unknown class 'b'; .* a, c"):
         class_indices(table(), ("a", "c"))
     with pytest.raises(DataError, match="no class labels"):
         class_indices(table(labels=None), ("a", "b"))

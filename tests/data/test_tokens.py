@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spherescan.data import NO_TARGET, TokenData, TokenStream, import_text, open_tokens, write_shards
+from spherescan.data import (
+    NO_TARGET,
+    TokenData,
+    TokenStream,
+    import_text,
+    open_tokens,
+    write_shards,
+)
 from spherescan.data.shards import open_shards
 from spherescan.data.tokens import collate_tokens, fixed_sample, split_windows, token_batches
 from spherescan.errors import DataError
@@ -34,7 +41,9 @@ def test_every_transition_is_trained_once_per_epoch(lengths, seq_len, batch_size
         for row in range(min(batch_size, 2 * n - rows)):
             scored = batch.targets[row] != NO_TARGET
             assert (~scored | batch.mask[row]).all()
-            seen += zip(batch.inputs[row, scored].tolist(), batch.targets[row, scored].tolist(), strict=True)
+            seen += zip(
+                batch.inputs[row, scored].tolist(), batch.targets[row, scored].tolist(), strict=True
+            )
             rows += 1
     starts = set(data.documents.tolist())
     within = [(t, t + 1) for t in range(data.n_tokens - 1) if t + 1 not in starts]
@@ -138,6 +147,13 @@ def test_a_folder_is_imported_in_the_order_of_its_paths(folder, tmp_path):
     assert bytes(data.read(0, 6).astype(np.uint8)) == b"onetwo"
     assert data.documents.tolist() == [0, 3]
     assert data.vocab_size == 256
+
+
+def test_folders_can_be_left_out(folder, tmp_path):
+    data = import_text(
+        folder, tmp_path / "out", encoding="bytes", extensions=(".py",), excluded=("b",)
+    )
+    assert bytes(data.read(0, data.n_tokens).astype(np.uint8)) == b"one"
 
 
 def test_integers_are_imported_within_their_vocabulary(tmp_path):

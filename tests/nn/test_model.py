@@ -64,7 +64,11 @@ def test_output_projections_start_smaller_the_deeper_the_model():
     def largest(n_layers):
         generator = torch.Generator().manual_seed(0)
         model = SequenceModel(
-            head=PrototypeHead(3, 3), n_channels=1, d_model=32, n_layers=n_layers, generator=generator
+            head=PrototypeHead(3, 3),
+            n_channels=1,
+            d_model=32,
+            n_layers=n_layers,
+            generator=generator,
         )
         return model.layers[0].mixer.out_proj.weight.abs().max()
 
@@ -103,9 +107,8 @@ def published_state(model: SequenceModel, layout: str) -> dict[str, torch.Tensor
     for name, value in model.state_dict().items():
         if name.startswith(("projection.", "head.")):
             continue
-        if layout == "hf":
-            name = name.replace("embedding.", "embeddings.")
-        state[f"backbone.{name}"] = torch.randn(value.shape, generator=generator)
+        published = name.replace("embedding.", "embeddings.") if layout == "hf" else name
+        state[f"backbone.{published}"] = torch.randn(value.shape, generator=generator)
     state["lm_head.weight"] = torch.randn(7, 8, generator=generator)
     return state
 

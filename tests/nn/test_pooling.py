@@ -44,7 +44,11 @@ def test_attention_starts_as_the_mean(generator):
 
 @pytest.mark.parametrize(
     ("kinds", "message"),
-    [([], "at least one"), (["mean", "mean"], "each once"), (["median"], "unknown pooling 'median'")],
+    [
+        ([], "at least one"),
+        (["mean", "mean"], "each once"),
+        (["median"], "unknown pooling 'median'"),
+    ],
 )
 def test_a_wrong_choice_is_refused(kinds, message):
     with pytest.raises(ValueError, match=message):

@@ -140,8 +140,8 @@ def test_gradcheck(generator, softplus):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     arguments = [
-        normal(2, 4, 3), normal(2, 4, 3), -torch.exp(normal(3, 2)), normal(2, 4, 2), normal(2, 4, 2),
-        normal(3), normal(3), normal(2, 4, 3), normal(2, 3, 2),
+        normal(2, 4, 3), normal(2, 4, 3), -torch.exp(normal(3, 2)),
+        normal(2, 4, 2), normal(2, 4, 2), normal(3), normal(3), normal(2, 4, 3), normal(2, 3, 2),
     ]  # fmt: skip
     reset = torch.tensor([[False, False, True, False], [True, False, False, True]])
 
@@ -155,12 +155,12 @@ def test_gradcheck(generator, softplus):
 
 
 def test_a_bfloat16_input_keeps_a_float32_state(generator):
-    u = torch.randn(2, 50, 3, generator=generator)
-    delta = torch.rand(2, 50, 3, generator=generator) * 0.01
-    B, C = (torch.randn(2, 50, 4, generator=generator) for _ in range(2))
-    A, D = -torch.ones(3, 4), torch.ones(3)
-    y, state = selective_scan(u.bfloat16(), delta.bfloat16(), A, B.bfloat16(), C.bfloat16(), D)
-    expected, _ = selective_scan(u.bfloat16().float(), delta.bfloat16().float(), A, B.bfloat16().float(), C.bfloat16().float(), D)  # fmt: skip
+    shapes = {"u": (2, 50, 3), "delta": (2, 50, 3), "B": (2, 50, 4), "C": (2, 50, 4)}
+    coarse = {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
+    coarse["delta"] = coarse["delta"].abs() * 0.01
+    fixed = {"A": -torch.ones(3, 4), "D": torch.ones(3)}
+    y, state = selective_scan(**coarse, **fixed)
+    expected, _ = selective_scan(**{n: x.float() for n, x in coarse.items()}, **fixed)
     assert y.dtype == torch.bfloat16
     assert state.dtype == torch.float32
     assert_close(y, expected)

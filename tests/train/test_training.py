@@ -321,10 +321,16 @@ def test_statistics_come_from_the_training_part_alone(tmp_path, series):
     one = load_config(None, TINY | {"data.train": str(series)})
     mean = build(one)[1].embedding.mean
     # Blow up the held-out sequences: the statistics must not notice.
-    held_out = {tuple(b.inputs[i, 0].tolist()) for b in build(one)[0].validation() for i in range(len(b.targets))}  # fmt: skip
+    held_out = {
+        tuple(first) for b in build(one)[0].validation() for first in b.inputs[:, 0].tolist()
+    }
     blown = []
     for line in text:
-        first = tuple(np.float32(c.split(",")[0]).item() for c in line.split(":")[:2]) if ":" in line else ()
+        first = (
+            tuple(np.float32(c.split(",")[0]).item() for c in line.split(":")[:2])
+            if ":" in line
+            else ()
+        )
         blown.append(line.replace("0.", "9.") if first in held_out else line)
     assert blown != text
     series.write_text("\n".join(blown))
@@ -374,7 +380,7 @@ def test_constant_targets_teach_nothing(tmp_path):
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path, series):
     trainer_for(tmp_path, data__train=series).close()
-    with pytest.raises(RunDirectoryError, match="holds a run already.*spherescan resume"):
+    with pytest.raises(RunDirectoryError, match=r"holds a run already.*spherescan resume"):
         trainer_for(tmp_path, data__train=series)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
@@ -478,12 +484,17 @@ def test_predictions_equal_the_evaluation(tmp_path, series):
     table = read_series(series)
     predictor = Predictor.load(tmp_path / "run")
     assert predictor.step == trainer.counters.best_step
-    right = [p == label for p, label in zip(predictor.predict(table.series), table.labels, strict=True)]
+    right = [
+        p == label for p, label in zip(predictor.predict(table.series), table.labels, strict=True)
+    ]
     assert np.mean(right) > 0.9
     embedded = predictor.embed(table.series)
     assert_close(embedded.norm(dim=1), torch.ones(24))
     assert_close(predictor.model.head(embedded), predictor.cosines(table.series))
-    assert Predictor.load(tmp_path / "run", which=trainer.store.steps()[0]).step == trainer.store.steps()[0]
+    assert (
+        Predictor.load(tmp_path / "run", which=trainer.store.steps()[0]).step
+        == trainer.store.steps()[0]
+    )
     with pytest.raises(CheckpointError, match="has no checkpoint of step 7"):
         Predictor.load(tmp_path / "run", which=7)
 

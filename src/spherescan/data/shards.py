@@ -39,6 +39,7 @@ def import_text(
     encoding: Encoding,
     vocab_size: int | None = None,
     extensions: tuple[str, ...] = (),
+    excluded: tuple[str, ...] = (),
     tokens_per_shard: int = 1 << 26,
 ) -> TokenData:
     """Turn a file, or all files below a folder, into shards; each file is one document.
@@ -52,6 +53,7 @@ def import_text(
         encoding: "bytes" makes every byte a token of 256; "integers" reads integers as text.
         vocab_size: Every token must be below it; needed for integers.
         extensions: Endings of the files to take from a folder, all when empty.
+        excluded: Names of folders to leave out with all below them.
         tokens_per_shard: Size of a shard.
 
     Raises:
@@ -62,7 +64,7 @@ def import_text(
         vocab_size = 256
     elif vocab_size is None:
         raise DataError(f"{source}: integers need a vocabulary size; pass --vocab-size")
-    files = list(_files(source, extensions))
+    files = list(_files(source, extensions, excluded))
     if not files:
         wanted = f" ending in {', '.join(extensions)}" if extensions else ""
         raise DataError(f"{source}: holds no file{wanted}; nothing to import")
@@ -178,7 +180,7 @@ def open_tokens(path: Path, *, vocab_size: int | None) -> TokenData:
     )
 
 
-def _files(source: Path, extensions: tuple[str, ...]) -> Iterator[Path]:
+def _files(source: Path, extensions: tuple[str, ...], excluded: tuple[str, ...]) -> Iterator[Path]:
     if not source.is_dir():
         yield source
         return
@@ -186,9 +188,11 @@ def _files(source: Path, extensions: tuple[str, ...]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
-    walk = os.walk(source, onerror=refuse)
-    below = (Path(folder) / name for folder, _, names in walk for name in names)
-    for path in sorted(below, key=lambda path: os.fsencode(path.relative_to(source))):
+    found = []
+    for folder, subfolders, names in os.walk(source, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if name not in excluded]
+        found += [Path(folder) / name for name in names]
+    for path in sorted(found, key=lambda path: os.fsencode(path.relative_to(source))):
         if not extensions or path.name.endswith(extensions):
             yield path
 

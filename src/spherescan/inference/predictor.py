@@ -57,7 +57,7 @@ class Predictor:
 
         Args:
             run_dir: Folder of the run.
-            which: The checkpoint with the lowest validation loss, the newest, or that of a step.
+            which: The checkpoint of the best validation, the newest, or that of a step.
 
         Raises:
             RunDirectoryError: There is no run.

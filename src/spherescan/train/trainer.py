@@ -33,18 +33,22 @@ class Counters:
         bp_updates: Updates by backpropagation.
         ff_updates: Local updates.
         skipped: Steps left out because something was not finite.
-        best_loss: Lowest validation loss.
-        best_step: Step of the lowest validation loss.
-        since_best: Validations since then.
+        best_step: Step of the best validation, see `Trainer`.
+        best_score: Its accuracy or error.
+        best_loss: Its loss.
+        lowest_loss: Lowest validation loss of any step.
+        since_improvement: Validations since score or loss last improved.
     """
 
     step: int = 0
     bp_updates: int = 0
     ff_updates: int = 0
     skipped: int = 0
-    best_loss: float | None = None
     best_step: int | None = None
-    since_best: int = 0
+    best_score: float | None = None
+    best_loss: float | None = None
+    lowest_loss: float | None = None
+    since_improvement: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,11 @@ class Trainer:
     """Train a model, and save all that is needed to go on with the same bits.
 
     Made by `train.start` and `train.resume`.
+
+    The best step of a classification is that of the highest validation accuracy, the latest of
+    equals: on a few dozen sequences the loss says more about confidence than about being right,
+    and later weights have seen a smaller learning rate. Of any other task it is that of the lowest
+    validation loss.
 
     Args:
         config: The whole configuration.
@@ -241,18 +250,22 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.config.validation.patience
-        return 0 < patience <= self.counters.since_best
+        return 0 < patience <= self.counters.since_improvement
 
     def _validate(self, report: Reporter) -> None:
         counters = self.counters
         result = self.evaluate(self.problem.validation())
-        # NaN is below nothing: a run that diverged keeps its best checkpoint.
-        best = result.loss < (math.inf if counters.best_loss is None else counters.best_loss)
-        if best:
-            counters.best_loss, counters.best_step = result.loss, counters.step
-            counters.since_best = 0
+        best = self._is_best(result)
+        lower = counters.lowest_loss is None or result.loss < counters.lowest_loss
+        if lower or (best and result.score != counters.best_score):
+            counters.since_improvement = 0
         else:
-            counters.since_best += 1
+            counters.since_improvement += 1
+        if lower:
+            counters.lowest_loss = result.loss
+        if best:
+            counters.best_step = counters.step
+            counters.best_score, counters.best_loss = result.score, result.loss
         self._metrics.append(
             {
                 "kind": "val",
@@ -264,6 +277,15 @@ class Trainer:
             }
         )
         report.validated(counters.step, result, best=best)
+
+    def _is_best(self, result: Evaluation) -> bool:
+        """Compare with the best so far; a loss that is NaN is never best."""
+        counters = self.counters
+        if counters.best_score is None or counters.best_loss is None:
+            return math.isfinite(result.loss)
+        if self.problem.objective.task.kind == "classification":
+            return math.isfinite(result.loss) and result.score >= counters.best_score
+        return result.loss < counters.best_loss
 
     def _check_weights(self) -> None:
         for name, tensor in self.model.state_dict().items():
