@@ -1,4 +1,4 @@
-"""Backprop training on five labelled sets: before, after, and on the official test split.
+"""Backprop training on four labelled sets: before, after, and on the official test split.
 
     python experiments/classification.py [--seeds 5] [NAME ...]
 
@@ -21,7 +21,7 @@ from spherescan.data import locate
 from spherescan.inference import Predictor
 from spherescan.train import evaluate, evaluation_batches, start
 
-NAMES = ("JapaneseVowels", "BasicMotions", "GunPoint", "ItalyPowerDemand", "ArrowHead")
+NAMES = ("JapaneseVowels", "BasicMotions", "GunPoint", "ItalyPowerDemand")
 SETTINGS = Path(__file__).parent.parent / "examples" / "japanese_vowels.toml"
 
 

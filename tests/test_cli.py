@@ -344,6 +344,17 @@ def test_a_reader_that_leaves_is_no_error(run):
         assert process.stderr.read() == ""
 
 
+def test_a_run_goes_on_when_nobody_reads_its_progress(series):
+    flags = ["--data.train", "train.ts", *FLAGS, "--run.log-every", "1", "--run.threads", "1"]
+    with spherescan(
+        "train", "--run.dir", "run", *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.wait(60) == 0
+        assert process.stderr.read() == ""
+    assert Path("run/ckpt/step-000000000012.safetensors").exists()
+
+
 def test_help_answers_at_once():
     seconds = []
     for _ in range(5):

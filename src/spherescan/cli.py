@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 128 + signal.SIGPIPE
     except SpherescanError as error:
         _complain(error, debug=debug)
@@ -59,6 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the last line of defence: a person, not a program, reads it
         _complain(error, debug=debug)
         return 1
+
+
+def _forget_stdout() -> None:
+    """Send what is still to be printed nowhere: its reader has gone, and Python would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    """Print a line of progress; a run goes on when nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _forget_stdout()
 
 
 def _complain(error: Exception, *, debug: bool) -> None:
@@ -247,7 +259,7 @@ def _resume(options: argparse.Namespace) -> int:
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     from spherescan.train import stop_on_signals  # noqa: PLC0415
 
-    say: Callable[[str], object] = print if not (options.quiet or options.json) else len
+    say: Callable[[str], object] = len if options.quiet or options.json else _say
     run, total = trainer.store.path, trainer.config.run.steps
     say(f"run {run}: {trainer.problem.summary}")
     began, first = time.perf_counter(), trainer.counters.step
@@ -301,7 +313,7 @@ def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
         return Reporter()
     if console.is_terminal:
         return Bar(console, total=total, done=trainer.counters.step)
-    return Lines(console, total=total, every=trainer.config.run.log_every)
+    return Lines(_say, total=total, every=trainer.config.run.log_every)
 
 
 def _load(options: argparse.Namespace) -> "Predictor":
@@ -322,7 +334,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     config = parse_config(predictor.config)
     if options.data is None:
-        batches = build(config)[0].validation()
+        batches = build(config, place=False)[0].validation()
     else:
         batches = evaluation_batches(
             locate(options.data),

@@ -75,7 +75,7 @@ class Predictor:
         state = checkpoint.state
         try:
             description = ModelDescription.from_json(state["model"])
-            model = description.build()
+            model = description.build(place=False)
             weights = {
                 name.removeprefix("model/"): tensor
                 for name, tensor in checkpoint.tensors.items()

@@ -36,24 +36,27 @@ class ModelDescription:
     prototype_init: str
     learnable_prototypes: bool
 
-    def build(self, *, generator: Generator | None = None) -> SequenceModel:
+    def build(self, *, generator: Generator | None = None, place: bool = True) -> SequenceModel:
         """Make the model with fresh weights.
 
         Args:
             generator: Source of the weights and of random prototypes. Separated prototypes are
                 placed the same way whatever it is.
+            place: Whether to separate the prototypes as described; when saved ones are about to
+                be loaded, random ones save the time.
 
         Raises:
             ValueError: An unknown mixer, or sizes that do not go together.
         """
         if self.mixer not in MIXERS:
             raise ValueError(f"unknown mixer {self.mixer!r}; choose from {', '.join(MIXERS)}")
+        init = self.prototype_init if place else "random"
         head = PrototypeHead(
             self.n_prototypes,
             self.prototype_dim,
-            init=self.prototype_init,
+            init=init,
             learnable=self.learnable_prototypes,
-            generator=None if self.prototype_init == "separated" else generator,
+            generator=None if init == "separated" else generator,
         )
         return SequenceModel(
             head=head,

@@ -83,7 +83,7 @@ def resume(run_dir: Path, changes: dict[str, int] | None = None) -> Trainer:
     checkpoint = store.load()
     config = _changed(checkpoint.state["config"], changes or {})
     _set_threads(config)
-    problem, model = build(config)
+    problem, model = build(config, place=False)
     if problem.fingerprint != checkpoint.state["fingerprint"]:
         raise DataError(
             f"{config.data.train}: the data has changed since the run began; put it back, or start "
@@ -103,8 +103,12 @@ def resume(run_dir: Path, changes: dict[str, int] | None = None) -> Trainer:
     return trainer
 
 
-def build(config: RunConfig) -> tuple[Problem, SequenceModel]:
+def build(config: RunConfig, *, place: bool = True) -> tuple[Problem, SequenceModel]:
     """Open the data and build the model with fresh weights.
+
+    Args:
+        config: The whole configuration.
+        place: See `ModelDescription.build`.
 
     Raises:
         ConfigError: A setting that does not fit the data.
@@ -113,7 +117,8 @@ def build(config: RunConfig) -> tuple[Problem, SequenceModel]:
     problem, mean_std = _series(config) if config.data.source == "series" else _tokens(config)
     seed = derived_seed(config.run.seed, "weights")
     try:
-        model = problem.description.build(generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        model = problem.description.build(generator=generator, place=place)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if mean_std is not None:

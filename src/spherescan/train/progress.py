@@ -1,6 +1,7 @@
 """What a person sees of a run while it goes on."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -39,35 +40,35 @@ class Reporter:
 
 
 class Lines(Reporter):
-    """Print one plain line every so many steps.
+    """Say one plain line every so many steps.
 
     Args:
-        console: Where to print.
+        say: Receives each line.
         total: Steps of the run.
         every: Steps between lines.
     """
 
-    def __init__(self, console: Console, *, total: int, every: int) -> None:
-        self._console, self._total, self._every = console, total, every
+    def __init__(self, say: Callable[[str], object], *, total: int, every: int) -> None:
+        self._say, self._total, self._every = say, total, every
         self._since = time.perf_counter()
+        self._since_step: int | None = None
 
     def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:
         """Print every so many steps, and at the last."""
+        if self._since_step is None:
+            self._since_step = step - 1
         if step % self._every == 0 or step == self._total:
             now = time.perf_counter()
-            self._print(
+            each = (now - self._since) / (step - self._since_step)
+            self._say(
                 f"step {step}/{self._total}  loss {metrics.loss:.4f}  "
-                f"grad norm {metrics.grad_norm:.3f}  lr {lr:.2e}  "
-                f"{(now - self._since) / self._every * 1e3:.0f} ms/step"
+                f"grad norm {metrics.grad_norm:.3f}  lr {lr:.2e}  {each * 1e3:.0f} ms/step"
             )
-            self._since = now
+            self._since, self._since_step = now, step
 
     def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
         """Print the result."""
-        self._print(_validation_line(step, result, best=best))
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._say(_validation_line(step, result, best=best))
 
 
 class Bar(Reporter):
