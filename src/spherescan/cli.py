@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from pydantic.fields import FieldInfo
 
 from spherescan import __version__
-from spherescan.config import RunConfig, load_config, nearest, parse_config, settings, to_toml
+from spherescan.config import (
+    CHANGEABLE,
+    RunConfig,
+    load_config,
+    nearest,
+    parse_config,
+    settings,
+    to_toml,
+)
 from spherescan.errors import ConfigError, SpherescanError
 
 if TYPE_CHECKING:
     from spherescan.inference import Predictor
     from spherescan.train import Reporter, Trainer
-
-_RESUME_SETTINGS = (
-    "run.steps",
-    "run.threads",
-    "run.log_every",
-    "checkpoint.every",
-    "checkpoint.keep",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = add("resume", _resume, "Go on with a run from its newest checkpoint.")
     resume.add_argument("run", type=Path, help="folder of the run")
     _add_output(resume)
-    _add_settings(resume, list(_RESUME_SETTINGS))
+    _add_settings(resume, list(CHANGEABLE))
 
     evaluate = add("evaluate", _evaluate, "Score a run on data, or on its validation set.")
     evaluate.add_argument("run", type=Path, help="folder of the run")

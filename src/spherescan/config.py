@@ -20,6 +20,18 @@ from spherescan.errors import ConfigError
 # JSON numbers are doubles for most readers: a larger integer would come back changed.
 _MAX_INT = 2**53
 
+# All that a resumed run may take from the command line. The rest defines the run. Data may have
+# moved; a digest makes sure that it is the same.
+CHANGEABLE = (
+    "data.train",
+    "data.validation",
+    "run.steps",
+    "run.threads",
+    "run.log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+)
+
 Count = Annotated[int, Field(ge=1, le=_MAX_INT)]
 CountOrZero = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]

@@ -397,7 +397,27 @@ def test_changed_data_is_not_resumed_on(tmp_path, series):
     trainer.fit(2)
     trainer.close()
     series.write_text(series.read_text().replace("0.5", "0.6"))
-    with pytest.raises(DataError, match="the data has changed"):
+    with pytest.raises(DataError, match="data has changed"):
+        resume(tmp_path / "run")
+
+
+def test_data_that_moved_is_resumed_on_when_it_is_the_same(tmp_path, series):
+    trainer = trainer_for(tmp_path, data__train=series)
+    trainer.fit(2)
+    trainer.close()
+    moved = series.rename(tmp_path / "moved.ts")
+    with pytest.raises(DataError, match="no such file"):
+        resume(tmp_path / "run")
+    assert resume(tmp_path / "run", {"data.train": str(moved)}).counters.step == 2
+
+
+def test_changed_validation_data_is_not_resumed_on(tmp_path, series):
+    other = write_series(tmp_path / "other.ts", n=6)
+    trainer = trainer_for(tmp_path, data__train=series, data__validation=other)
+    trainer.fit(2)
+    trainer.close()
+    write_series(other, n=9)
+    with pytest.raises(DataError, match="data has changed"):
         resume(tmp_path / "run")
 
 

@@ -1,13 +1,13 @@
 """From a configuration to a trainer: names are looked up and data is opened here, nowhere else."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from spherescan.config import DataConfig, RunConfig, parse_config, to_toml
+from spherescan.config import CHANGEABLE, DataConfig, RunConfig, parse_config, to_toml
 from spherescan.data import (
     Batch,
     SeriesStream,
@@ -39,9 +39,6 @@ from spherescan.runs import RunStore
 from spherescan.train.objective import ClassLoss, Objective
 from spherescan.train.trainer import Problem, Trainer
 
-# The only settings that a resumed run may take from the command line; all others define the run.
-CHANGEABLE = ("run.steps", "run.threads", "run.log_every", "checkpoint.every", "checkpoint.keep")
-
 
 def start(config: RunConfig) -> Trainer:
     """Open the data, build the model, then make the folder of the run.
@@ -64,14 +61,14 @@ def start(config: RunConfig) -> Trainer:
     return Trainer(config, problem, model, store)
 
 
-def resume(run_dir: Path, changes: dict[str, int] | None = None) -> Trainer:
+def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Trainer:
     """Go on with a run from its newest checkpoint.
 
     The configuration comes from the checkpoint.
 
     Args:
         run_dir: Folder of the run.
-        changes: New values by dotted key, for the settings in `CHANGEABLE`.
+        changes: New values by dotted key, for the settings in `config.CHANGEABLE`.
 
     Raises:
         ConfigError: A change of a setting that defines the run.
@@ -86,8 +83,8 @@ def resume(run_dir: Path, changes: dict[str, int] | None = None) -> Trainer:
     problem, model = build(config, place=False)
     if problem.fingerprint != checkpoint.state["fingerprint"]:
         raise DataError(
-            f"{config.data.train}: the data has changed since the run began; put it back, or start "
-            "a new run"
+            f"{config.data.train}: training or validation data has changed since the run began; "
+            "put it back, or start a new run"
         )
     if problem.description != ModelDescription.from_json(checkpoint.state["model"]):
         raise CheckpointError(
@@ -160,7 +157,7 @@ def evaluation_batches(
     return series_batches(table.series, _targets(table, task), batch_size=64)
 
 
-def _changed(saved: dict[str, object], changes: dict[str, int]) -> RunConfig:
+def _changed(saved: dict[str, object], changes: Mapping[str, int | str]) -> RunConfig:
     tree = {section: dict(values) for section, values in saved.items() if isinstance(values, dict)}
     for key, value in changes.items():
         if key not in CHANGEABLE:
@@ -226,6 +223,7 @@ def _series(config: RunConfig) -> tuple[Problem, tuple[torch.Tensor, torch.Tenso
         kept, held_out = stratified_split(targets, fraction=data.validation_fraction, seed=seed)
         held_series = [table.series[i] for i in held_out]
         held_targets: Targets = targets[held_out]
+        digest = fingerprint(table)
     else:
         other = read_series(locate(data.validation))
         expect_channels(other, table.n_channels)
@@ -234,6 +232,7 @@ def _series(config: RunConfig) -> tuple[Problem, tuple[torch.Tensor, torch.Tenso
             list(other.series),
             _targets(other, task),
         )
+        digest = f"{fingerprint(table)}/{fingerprint(other)}"
     series = [table.series[i] for i in kept]
     mean, std = (torch.from_numpy(values) for values in channel_statistics(series))
     # Two poles of a regression, or one prototype per class. On a circle at least: the sphere in
@@ -248,7 +247,7 @@ def _series(config: RunConfig) -> tuple[Problem, tuple[torch.Tensor, torch.Tenso
             series, targets[kept], batch_size=data.batch_size, seed=seed, jitter=data.jitter
         ),
         validation=lambda: series_batches(held_series, held_targets, batch_size=64),
-        fingerprint=fingerprint(table),
+        fingerprint=digest,
         summary=_series_summary(table, task, n_train=len(kept), n_validation=len(held_series)),
     )
     return problem, (mean, std)
@@ -287,9 +286,10 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         windows, held_out = split_windows(
             text, seq_len=data.seq_len, fraction=data.validation_fraction
         )
-        other = text
+        other, digest = text, text.fingerprint
     else:
         other = open_tokens(locate(data.validation), vocab_size=text.vocab_size)
+        digest = f"{text.fingerprint}/{other.fingerprint}"
         windows = range(text.n_windows(data.seq_len))
         held_out = range(other.n_windows(data.seq_len))
         for source, found in ((text, windows), (other, held_out)):
@@ -310,7 +310,7 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         validation=lambda: token_batches(
             other, chosen, seq_len=data.seq_len, batch_size=data.batch_size
         ),
-        fingerprint=text.fingerprint,
+        fingerprint=digest,
         summary=(
             f"{text.n_tokens} tokens of {text.vocab_size} in {len(text.documents)} documents; "
             f"{len(windows)} windows of {data.seq_len} for training, {len(chosen)} of "
