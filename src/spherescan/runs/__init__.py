@@ -1,0 +1,23 @@
+"""A run on disk: checkpoints, metrics and the folder they live in."""
+
+from spherescan.runs.container import (
+    Checkpoint,
+    CheckpointInfo,
+    inspect_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from spherescan.runs.metrics import LogPosition, MetricsLog, read_metrics
+from spherescan.runs.store import RunStore
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointInfo",
+    "LogPosition",
+    "MetricsLog",
+    "RunStore",
+    "inspect_checkpoint",
+    "read_checkpoint",
+    "read_metrics",
+    "write_checkpoint",
+]

@@ -1,0 +1,363 @@
+"""One checkpoint is one file: safetensors, with a SHA-256 of every byte before it as last tensor.
+
+Writing is a commit: the file is there, whole and on the disk, or it is not there. Reading verifies
+everything before it returns anything, runs no code from the file, and allocates no more than the
+file is long. The last tensor, `~commit.sha256`, is the commit record; any safetensors reader can
+read the file and will see it as 32 more bytes.
+"""
+
+import hashlib
+import io
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spherescan import __version__
+from spherescan.errors import CheckpointError, StorageError
+from spherescan.runs.header import (
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    encode_header,
+    json_text,
+    parse_header,
+    parse_json,
+)
+
+__all__ = [
+    "COMMIT",
+    "SCHEMA",
+    "Checkpoint",
+    "CheckpointInfo",
+    "TensorInfo",
+    "inspect_checkpoint",
+    "read_checkpoint",
+    "write_checkpoint",
+]
+
+SCHEMA = 1
+COMMIT = "~commit.sha256"
+MAX_STATE_DEPTH = 64
+# Large enough for full disk speed, small enough never to matter beside the tensors.
+CHUNK_BYTES = 8 << 20
+_DIGEST_BYTES = 32
+# The length field, the smallest header that could name anything, and the digest.
+_MIN_BYTES = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint; `tensors` are in the order of the file."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    schema: int
+    created_by: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A verified checkpoint without the values of its tensors."""
+
+    tensors: tuple[TensorInfo, ...]
+    state: dict[str, Any]
+    schema: int
+    created_by: str
+    digest: str
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> str:
+    """Commit a checkpoint: after the return it survives a crash and a loss of power.
+
+    Args:
+        path: the file to create; its directory must exist. One process at a time may write there.
+        tensors: dense CPU tensors, contiguous or not; whether they are finite is the caller's
+            check. Large values belong here.
+        state: everything else, as strict JSON (`header.json_text` says what that is).
+
+    Returns:
+        The digest of the file in hex. A file that is there already with the same digest is a
+        success and is left as it is.
+
+    Raises:
+        CheckpointError: Something cannot be saved exactly (nothing was opened), or another file
+            has the name.
+        StorageError: The system refused; no temporary file is left and nothing else changed.
+    """
+    ordered, head = _prepare(path, tensors, state)
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return _commit(path, directory, head, ordered)
+        finally:
+            os.close(directory)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path} was not written ({error.strerror or error}); make room or check the rights "
+            f"in {path.parent} and save again"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint whose every byte has been verified.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no checkpoint, or from a newer version.
+    """
+    with _verifying(path) as reader:
+        tensors = {info.name: reader.tensor(info) for info in reader.tensors}
+        state, created_by, digest = reader.finish()
+    return Checkpoint(tensors, state, SCHEMA, created_by, digest)
+
+
+def inspect_checkpoint(path: Path) -> CheckpointInfo:
+    """Verify a checkpoint as `read_checkpoint` does, in the memory of its header alone.
+
+    Raises:
+        CheckpointError: As for `read_checkpoint`.
+    """
+    with _verifying(path) as reader:
+        for info in reader.tensors:
+            reader.skip(info)
+        state, created_by, digest = reader.finish()
+    return CheckpointInfo(reader.tensors, state, SCHEMA, created_by, digest)
+
+
+def _prepare(
+    path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]
+) -> tuple[list[Tensor], bytes]:
+    """Refuse what cannot be saved; return the tensors in file order, and the header."""
+    try:
+        if not path.name or "\0" in path.name:
+            raise ValueError("the path names no file")  # noqa: TRY301 - one place adds the path
+        infos = [_describe(name, tensor) for name, tensor in tensors.items()]
+        # Wide elements first, so that each tensor starts at a multiple of its element size.
+        infos.sort(key=lambda info: (-info.dtype.itemsize, info.name))
+        commit = TensorInfo(COMMIT, torch.uint8, (_DIGEST_BYTES,))
+        metadata = {
+            "format": "pt",
+            "spherescan.schema": str(SCHEMA),
+            "spherescan.created_by": f"spherescan {__version__}, torch {torch.__version__}",
+            "spherescan.state": json_text(dict(state), where="state", max_depth=MAX_STATE_DEPTH),
+        }
+        head = encode_header([*infos, commit], metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from None
+    return [tensors[info.name] for info in infos], head
+
+
+def _describe(name: str, tensor: Tensor) -> TensorInfo:
+    if name == COMMIT:
+        raise ValueError(f"{name} is the name of the commit record; rename the tensor")
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name}: got a {tensor.layout} tensor on {tensor.device}; make it a dense CPU tensor"
+        )
+    if tensor.dtype is torch.bool and not _is_bool(tensor):
+        raise ValueError(f"{name}: a bool tensor holds bytes other than 0 and 1")
+    return TensorInfo(name, tensor.dtype, tuple(tensor.shape))
+
+
+def _commit(path: Path, directory: int, head: bytes, tensors: list[Tensor]) -> str:
+    temporary = f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(8)}"
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        try:
+            digest = _write_hashed(file, head, tensors)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        if _exists(path.name, directory):
+            _require_same(path, digest)
+        else:
+            os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        # After the rename there is nothing to remove; before it, the first error matters more.
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        raise StorageError(
+            f"{path} is written but may not survive a loss of power ({error.strerror or error}); "
+            f"keep the checkpoints before it and save again"
+        ) from error
+    return digest
+
+
+def _write_hashed(file: int, head: bytes, tensors: list[Tensor]) -> str:
+    sha = hashlib.sha256(head)
+    _write_all(file, memoryview(head))
+    for tensor in tensors:
+        view = _bytes_of(tensor.detach().resolve_neg().contiguous())
+        for start in range(0, len(view), CHUNK_BYTES):
+            piece = view[start : start + CHUNK_BYTES]
+            sha.update(piece)
+            _write_all(file, piece)
+    _write_all(file, memoryview(sha.digest()))
+    return sha.hexdigest()
+
+
+def _write_all(file: int, view: memoryview) -> None:
+    while view:
+        written = os.write(file, view)
+        if written == 0:
+            raise OSError("the system took no bytes")
+        view = view[written:]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    # Not reshape: a contiguous axis of length one may have any stride, and then view refuses it.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+
+
+def _is_bool(tensor: Tensor) -> bool:
+    return bool((tensor.detach().view(torch.uint8) <= 1).all())
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _require_same(path: Path, digest: str) -> None:
+    try:
+        same = inspect_checkpoint(path).digest == digest
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; it was not overwritten: move it aside") from None
+    if not same:
+        raise CheckpointError(f"{path} holds another checkpoint; it was not overwritten: move it")
+
+
+class _Reader:
+    """A forward-only reader that hashes what it hands out; `finish` tells whether to believe it."""
+
+    def __init__(self, file: io.FileIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._sha = hashlib.sha256()
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is not a regular file")
+        if status.st_size < _MIN_BYTES:
+            raise ValueError(f"{status.st_size} bytes, fewer than any checkpoint has")
+        length = int.from_bytes(self._bytes(8), "little")
+        if not 2 <= length <= MAX_HEADER_BYTES:
+            raise CheckpointError(f"{path} is not a safetensors file, or its first bytes are lost")
+        n_data_bytes = status.st_size - 8 - length
+        if n_data_bytes < 0:
+            raise ValueError(f"the header takes {length} bytes, and the file ends before")
+        text = self._bytes(length)
+        if not text.startswith(b"{"):
+            raise CheckpointError(f"{path} is not a safetensors file, or its header is lost")
+        header = parse_header(text, n_data_bytes=n_data_bytes)
+        commit = TensorInfo(COMMIT, torch.uint8, (_DIGEST_BYTES,))
+        if header.tensors[-1:] != (commit,):
+            raise CheckpointError(
+                f"{path} is a safetensors file but not a spherescan checkpoint: "
+                f"its last tensor is not {COMMIT}"
+            )
+        self.tensors = header.tensors[:-1]
+        self._metadata = header.metadata
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """Read the next tensor."""
+        try:
+            tensor = torch.empty(info.shape, dtype=info.dtype)
+        except (RuntimeError, MemoryError):
+            raise CheckpointError(
+                f"{self._path} needs {info.n_bytes} bytes for {info.name}, more memory than is free"
+            ) from None
+        self._fill(_bytes_of(tensor))
+        if info.dtype is torch.bool and not _is_bool(tensor):
+            raise ValueError(f"{info.name} is BOOL and holds bytes other than 0 and 1")
+        return tensor
+
+    def skip(self, info: TensorInfo) -> None:
+        """Hash the next tensor only, with the checks that `tensor` makes of its values."""
+        scratch = torch.empty(min(info.n_bytes, CHUNK_BYTES), dtype=torch.uint8)
+        for start in range(0, info.n_bytes, CHUNK_BYTES):
+            piece = scratch[: info.n_bytes - start]
+            self._fill(_bytes_of(piece))
+            if info.dtype is torch.bool and not _is_bool(piece):
+                raise ValueError(f"{info.name} is BOOL and holds bytes other than 0 and 1")
+
+    def finish(self) -> tuple[dict[str, Any], str, str]:
+        """Compare the digest; return the state, who wrote the file, and the digest in hex."""
+        digest = self._sha.digest()
+        if self._bytes(_DIGEST_BYTES) != digest:
+            raise ValueError("its SHA-256 does not match its contents")
+        self._check_schema(self._metadatum("spherescan.schema"))
+        text = self._metadatum("spherescan.state").encode()
+        state = parse_json(text, where="state", max_depth=MAX_STATE_DEPTH)
+        if not isinstance(state, dict):
+            raise ValueError("state is not a JSON object")  # noqa: TRY004 - the file is at fault
+        return state, self._metadatum("spherescan.created_by"), digest.hex()
+
+    def _check_schema(self, text: str) -> None:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+            raise ValueError(f"schema {text[:80]!r} is not a number")
+        if int(text) > SCHEMA:
+            raise CheckpointError(
+                f"{self._path} has schema {text}, and spherescan {__version__} reads up to schema "
+                f"{SCHEMA}; upgrade spherescan to a version that reads schema {text}"
+            )
+
+    def _metadatum(self, key: str) -> str:
+        if key not in self._metadata:
+            raise CheckpointError(f"{self._path} is not a spherescan checkpoint: it has no {key}")
+        return self._metadata[key]
+
+    def _bytes(self, n: int) -> bytes:
+        buffer = bytearray(n)
+        self._fill(memoryview(buffer))
+        return bytes(buffer)
+
+    def _fill(self, view: memoryview) -> None:
+        for start in range(0, len(view), CHUNK_BYTES):
+            piece = rest = view[start : start + CHUNK_BYTES]
+            while rest:
+                n_read = self._file.readinto(rest)
+                if not n_read:
+                    raise ValueError("it became shorter while it was read")
+                rest = rest[n_read:]
+            self._sha.update(piece)
+
+
+@contextmanager
+def _verifying(path: Path) -> Iterator[_Reader]:
+    """Open a file, and turn whatever is wrong with it into a `CheckpointError`."""
+    try:
+        with io.FileIO(str(path), "rb", opener=_open_plainly) as file:
+            yield _Reader(file, path)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; check the name") from None
+    except OSError as error:
+        reason = "a symbolic link" if path.is_symlink() else error.strerror or str(error)
+        raise CheckpointError(f"{path} cannot be read ({reason})") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); use another copy or an earlier checkpoint"
+        ) from None
+
+
+def _open_plainly(path: str, flags: int) -> int:
+    # NONBLOCK, because opening a FIFO waits for a writer; it changes nothing for a regular file.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)

@@ -1,0 +1,295 @@
+"""The metrics of a run: append-only JSON lines that a checkpoint can cut back to exactly.
+
+A line is in the file whole or not at all. A checkpoint stores the `LogPosition` that was synced
+just before it, so a resumed run cuts the log there and writes the same bytes again.
+"""
+
+import math
+import os
+import stat
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spherescan.errors import RunDirectoryError, StorageError
+from spherescan.runs.header import json_text, parse_json
+
+# Far beyond any record; it bounds what a file without line ends can make the reader hold.
+MAX_LINE_BYTES = 1 << 20
+MAX_DEPTH = 8
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """A place between two lines: bytes and lines before it, their CRC-32, and the next `seq`."""
+
+    offset: int
+    lines: int
+    crc32: int
+    next_seq: int
+
+
+class MetricsLog:
+    """The one writer of a `metrics.jsonl`; it creates the file or continues it.
+
+    A log that ends in the middle of a line, as after a crash, opens but takes no record until
+    `cut_to` has removed that part.
+
+    Args:
+        path: the file; a symbolic link or anything but a regular file is refused.
+        run_id: written into each line; a file whose last line has another is refused.
+
+    Raises:
+        RunDirectoryError: The file cannot be opened or belongs to another run.
+        StorageError: The system refused to make a new file durable.
+    """
+
+    def __init__(self, path: Path, *, run_id: str) -> None:
+        self._path = path
+        self._run_id = run_id
+        self._file = _open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        # Why nothing may be appended now; None when the log is whole.
+        self._refusal: str | None = None
+        self._position = LogPosition(0, 0, 0, 0)
+        try:
+            self._continue()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Write one record as one line, with `run_id` and `seq` before its own keys.
+
+        A float that is not finite becomes "NaN", "Infinity" or "-Infinity", and the record gets
+        `"nonfinite": true`.
+
+        Args:
+            record: strict JSON but for such floats; `run_id`, `seq` and `nonfinite` are not its
+                to set.
+
+        Raises:
+            ValueError: The record cannot be written as JSON; the log is as it was.
+            StorageError: The system refused; the log ends with the last full line.
+            RunDirectoryError: The log is closed, or it ends in an incomplete line.
+        """
+        self._require_whole()
+        position = self._position
+        line = _encode(record, self._run_id, position.next_seq)
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            self._drop_torn_line()
+            raise self._storage_error(error.strerror) from error
+        if written != len(line):
+            self._drop_torn_line()
+            raise self._storage_error(f"it took {written} of {len(line)} bytes")
+        self._position = LogPosition(
+            position.offset + len(line),
+            position.lines + 1,
+            zlib.crc32(line, position.crc32),
+            position.next_seq + 1,
+        )
+
+    def sync(self) -> LogPosition:
+        """Make everything appended so far durable, and return where it ends.
+
+        Raises:
+            StorageError: The system refused; what is durable is unknown.
+            RunDirectoryError: The log is closed, or it ends in an incomplete line.
+        """
+        self._require_whole()
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._storage_error(error.strerror) from error
+        return self._position
+
+    def cut_to(self, position: LogPosition) -> None:
+        """Remove what follows a position that `sync` returned, and continue from there.
+
+        Raises:
+            RunDirectoryError: The part to keep is not what it was; nothing was changed.
+            StorageError: The system refused.
+        """
+        try:
+            size = os.fstat(self._file).st_size
+            if size < position.offset:
+                raise self._mismatch(f"it has {size} bytes, and {position.offset} were committed")
+            lines, crc32, last = _scan(self._file, position.offset)
+            if last not in {b"", b"\n"}:
+                raise self._mismatch(f"no line ends at byte {position.offset}")
+            if (lines, crc32) != (position.lines, position.crc32):
+                raise self._mismatch(f"its first {position.offset} bytes have changed")
+            os.ftruncate(self._file, position.offset)
+            os.fsync(self._file)
+        except RunDirectoryError:
+            raise
+        except OSError as error:
+            raise self._storage_error(error.strerror) from error
+        self._position = position
+        self._refusal = None
+
+    def close(self) -> None:
+        """Close the file, without a sync; closing twice is harmless."""
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            self._refusal = "it is closed"
+            os.close(file)
+
+    def _continue(self) -> None:
+        try:
+            size = os.fstat(self._file).st_size
+            if size == 0:
+                _sync_directory(self._path.parent)
+                return
+            lines, crc32, _ = _scan(self._file, size)
+            tail = os.pread(self._file, MAX_LINE_BYTES + 1, max(0, size - MAX_LINE_BYTES - 1))
+        except OSError as error:
+            raise self._storage_error(error.strerror) from error
+        begin = tail.rfind(b"\n", 0, -1) + 1
+        try:
+            record = _parse(tail[begin:], after=-1)
+        except ValueError as error:
+            self._refusal = f"{error} at its end"
+            return
+        if record["run_id"] != self._run_id:
+            raise RunDirectoryError(
+                f"{self._path} is the log of run {record['run_id']!r}, not of {self._run_id!r}; "
+                f"use another run directory"
+            )
+        self._position = LogPosition(size, lines, crc32, record["seq"] + 1)
+
+    def _require_whole(self) -> None:
+        if self._refusal is not None:
+            raise RunDirectoryError(
+                f"{self._path} takes no record: {self._refusal}; resume from a checkpoint, which "
+                f"cuts the log back to its last committed line"
+            )
+
+    def _drop_torn_line(self) -> None:
+        try:
+            os.ftruncate(self._file, self._position.offset)
+        except OSError:
+            self._refusal = "its last line is incomplete"
+
+    def _storage_error(self, reason: str | None) -> StorageError:
+        return StorageError(
+            f"{self._path} was not written ({reason}); make room or check the disk and try again"
+        )
+
+    def _mismatch(self, reason: str) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"{self._path} is not the log that the checkpoint was saved with: {reason}; restore "
+            f"the file, or continue in a new run directory"
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, object]]:
+    """Read every record of a log, and refuse a log with anything wrong in it.
+
+    Returns:
+        The records in order, each with its `run_id` and strictly increasing `seq`.
+
+    Raises:
+        RunDirectoryError: The file cannot be read, a line is incomplete or not strict JSON, or
+            `seq` does not increase; the message names the file and the line.
+    """
+    try:
+        with os.fdopen(_open_regular(path, os.O_RDONLY), "rb") as file:
+            return _read_records(path, file)
+    except RunDirectoryError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _read_records(path: Path, file: BinaryIO) -> list[dict[str, object]]:
+    records: list[dict[str, object]] = []
+    previous = -1
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+        try:
+            record = _parse(line, after=previous)
+        except ValueError as error:
+            raise RunDirectoryError(
+                f"{path}, line {number}: {error}; resume the run, which cuts the log back to its "
+                f"last checkpoint, or restore the file"
+            ) from None
+        previous = record["seq"]
+        records.append(record)
+    return records
+
+
+def _encode(record: Mapping[str, object], run_id: str, seq: int) -> bytes:
+    taken = sorted(record.keys() & {"run_id", "seq", "nonfinite"})
+    if taken:
+        raise ValueError(f"a record may not set {', '.join(taken)}: the log does; rename the key")
+    values = {key: _spell_nonfinite(value) for key, value in record.items()}
+    line = {"run_id": run_id, "seq": seq, **values}
+    if values != record:
+        line["nonfinite"] = True
+    text = json_text(line, where="record", max_depth=MAX_DEPTH).encode() + b"\n"
+    if len(text) > MAX_LINE_BYTES:
+        raise ValueError(f"a record of {len(text)} bytes is longer than {MAX_LINE_BYTES}")
+    return text
+
+
+def _spell_nonfinite(value: object) -> object:
+    match value:
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        case list():
+            return [_spell_nonfinite(item) for item in value]
+        case dict():
+            return {key: _spell_nonfinite(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _parse(line: bytes, *, after: int) -> dict[str, Any]:
+    if not line.endswith(b"\n"):
+        raise ValueError("the line is incomplete")
+    record = parse_json(line[:-1], where="the line", max_depth=MAX_DEPTH)
+    if not isinstance(record, dict):
+        raise ValueError("the line is not a JSON object")  # noqa: TRY004 - the file is at fault
+    # type(), because True is an int too.
+    if type(record.get("seq")) is not int or not isinstance(record.get("run_id"), str):
+        raise ValueError("the line has no run_id or no integer seq")
+    if record["seq"] <= after:
+        raise ValueError(f"seq {record['seq']} does not follow {after}")
+    return record
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    # NONBLOCK, because opening a FIFO waits for its other end.
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags, 0o600)
+    except OSError as error:
+        reason = "a symbolic link" if path.is_symlink() else error.strerror
+        raise RunDirectoryError(f"{path} cannot be opened ({reason}); check the path") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise RunDirectoryError(f"{path} is not a regular file; use another run directory")
+    return file
+
+
+def _scan(file: int, size: int) -> tuple[int, int, bytes]:
+    """Count the lines in the first `size` bytes; return that, their CRC-32 and the last byte."""
+    lines, crc32, last = 0, 0, b""
+    for begin in range(0, size, _CHUNK_BYTES):
+        chunk = os.pread(file, min(_CHUNK_BYTES, size - begin), begin)
+        lines += chunk.count(b"\n")
+        crc32 = zlib.crc32(chunk, crc32)
+        last = chunk[-1:]
+    return lines, crc32, last
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
