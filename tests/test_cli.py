@@ -14,6 +14,7 @@ import pytest
 
 from spherescan.cli import main
 from spherescan.runs import read_checkpoint, read_metrics
+from spherescan.train import resume
 from tests.train.test_training import TINY, write_series
 
 FLAGS = [text for key, value in TINY.items() for text in (f"--{key.replace('_', '-')}", value)]
@@ -132,6 +133,65 @@ def test_a_checkpoint_of_another_model(run, capsys, verb):
     refused(capsys, verb, 4, "step-000000000020", "belongs to run")
 
 
+def test_a_run_that_is_being_written(run, capsys):
+    trainer = resume(run)
+    refused(capsys, ["resume", "run"], 5, f"process {os.getpid()} is writing this run")
+    trainer.close()
+    assert main(["resume", "run", "--run.steps", "13", "--quiet"]) == 0
+
+
+def test_cases_and_channels_of_a_csv_keep_their_names(here, capsys):
+    rng = np.random.default_rng(0)
+
+    def write(name: str, header: str, *, label: bool) -> None:
+        rows = [f"case,{'label,' if label else ''}{header}"]
+        for case in range(12):
+            for _ in range(4):
+                values = ",".join(f"{v + case % 2:.3f}" for v in rng.normal(size=2))
+                rows.append(
+                    f"t{case:02d},{'lo,' if case % 2 else 'hi,'}{values}"
+                    if label
+                    else f"t{case:02d},{values}"
+                )
+        Path(name).write_text("\n".join(rows) + "\n")
+
+    write("train.csv", "x,y", label=True)
+    write("new.csv", "x,y", label=False)
+    write("swapped.csv", "y,x", label=False)
+    assert main(["train", "--data.train", "train.csv", "--run.dir", "run", "--quiet", *FLAGS]) == 0
+    assert main(["predict", "run", "new.csv"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [case for case, _ in lines] == [f"t{i:02d}" for i in range(12)]
+    assert {label for _, label in lines} <= {"lo", "hi"}
+    assert main(["predict", "run", "new.csv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[3])["case"] == "t03"
+    refused(capsys, ["predict", "run", "swapped.csv"], 3, "swapped.csv", "channels y, x", "x, y")
+
+
+def test_evaluate_refuses_validation_data_that_changed(run, series, capsys):
+    series.write_text(series.read_text().replace("0.5", "0.6"))
+    refused(capsys, ["evaluate", "run"], 3, "data has changed")
+
+
+def test_steps_below_those_done(run, capsys):
+    refused(capsys, ["resume", "run", "--run.steps", "3"], 2, "run.steps is 3", "at step 12")
+
+
+def test_a_start_that_the_disk_refuses_leaves_nothing(series, capsys):
+    arguments = ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"from spherescan.cli import main; sys.exit(main({arguments!r}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 7, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not Path("run").exists()
+
+
 def test_wrong_data_at_evaluation(run, capsys):
     write_series(Path("wide.ts"), n_channels=3)
     refused(capsys, ["evaluate", "run", "wide.ts"], 3, "wide.ts", "3 channels", "has 2")
@@ -245,7 +305,11 @@ def test_inspect_knows_every_kind(run, capsys):
     assert json.loads(capsys.readouterr().out)["targets"] == "1.5 to 2"
     Path("x.txt").write_text("1")
     refused(capsys, ["inspect", "x.txt"], 3, "import them first")
+    refused(capsys, ["inspect", "x.docx"], 3, "no such file")
+    Path("x.docx").touch()
     refused(capsys, ["inspect", "x.docx"], 3, "unknown kind of file")
+    assert main(["inspect", "run"]) == 0
+    assert "classification" in capsys.readouterr().out
 
 
 def test_doctor_checks_itself(capsys, monkeypatch):
@@ -400,5 +464,5 @@ def test_the_flags_are_pinned(capsys):
         "--validation.every", "--validation.batches", "--validation.patience",
         "--checkpoint.every", "--checkpoint.keep",
         "--run.dir", "--run.steps", "--run.seed", "--run.threads", "--run.log-every",
-        "--run.on-non-finite",
+        "--run.on-non-finite", "--run.precision",
     }  # fmt: skip

@@ -7,6 +7,7 @@ import argparse
 import datetime as dt
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -71,6 +72,10 @@ def _say(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         _forget_stdout()
+
+
+def _hush(text: str) -> None:
+    """Print nothing."""
 
 
 def _complain(error: Exception, *, debug: bool) -> None:
@@ -140,7 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_checkpoint(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
-    predict = add("predict", _predict, "Print a prediction for each sequence of a file.")
+    predict = add(
+        "predict",
+        _predict,
+        "Print a prediction for each sequence: its class or number, or the token after a document.",
+    )
     predict.add_argument("run", type=Path, help="folder of the run")
     predict.add_argument("data", help="data; labels are not looked at")
     _add_checkpoint(predict)
@@ -259,7 +268,7 @@ def _resume(options: argparse.Namespace) -> int:
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     from spherescan.train import stop_on_signals  # noqa: PLC0415
 
-    say: Callable[[str], object] = len if options.quiet or options.json else _say
+    say = _hush if options.quiet or options.json else _say
     run, total = trainer.store.path, trainer.config.run.steps
     say(f"run {run}: {trainer.problem.summary}")
     began, first = time.perf_counter(), trainer.counters.step
@@ -282,8 +291,11 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     if stopped == "signal":
         name = signal.Signals(flag.signum or 0).name
         say(f"stopped by {name} at step {counters.step} of {total}; saved")
-        say(f"go on with: spherescan resume {run}")
+        say(f"go on with: spherescan resume {shlex.quote(str(run))}")
         return flag.exit_code
+    if counters.step == first and stopped == "patience":
+        say(f"the run ended at step {first}: validation had stopped improving")
+        return 0
     if counters.step == first:
         say(f"nothing to do: the run is at step {first} of {total}; --run.steps may raise it")
         return 0
@@ -295,7 +307,8 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     )
     if counters.best_step is not None:
         say(
-            f"best validation at step {counters.best_step}: score {counters.best_score:.4f}, "
+            f"best validation at step {counters.best_step}: "
+            f"{trainer.problem.objective.score_name} {counters.best_score:.4f}, "
             f"loss {counters.best_loss:.4f}"
         )
     say(f"next: spherescan evaluate {run} DATA, spherescan predict {run} DATA")
@@ -330,11 +343,19 @@ def _load(options: argparse.Namespace) -> "Predictor":
 def _evaluate(options: argparse.Namespace) -> int:
     predictor = _load(options)
     from spherescan.data import locate  # noqa: PLC0415
-    from spherescan.train import build, evaluate, evaluation_batches, objective_of  # noqa: PLC0415
+    from spherescan.train import (  # noqa: PLC0415
+        build,
+        evaluate,
+        evaluation_batches,
+        expect_same_data,
+        objective_of,
+    )
 
     config = parse_config(predictor.config)
     if options.data is None:
-        batches = build(config, place=False)[0].validation()
+        problem, _ = build(config, place=False)
+        expect_same_data(problem, config, predictor.fingerprint)
+        batches = problem.validation()
     else:
         batches = evaluation_batches(
             locate(options.data),
@@ -359,24 +380,37 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     predictor = _load(options)
     from spherescan.data import locate, open_tokens, read_series  # noqa: PLC0415
+    from spherescan.data.series import expect_channels  # noqa: PLC0415
 
     path = locate(options.data)
+    names: tuple[str, ...] | None = None
     if predictor.task.kind == "next_token":
         data = open_tokens(path, vocab_size=predictor.description.vocab_size)
-        sequences: Sequence[Any] = [data.read(start, stop) for start, stop in data.spans()]
+        # What a window of training could see decides; a document may be far longer.
+        seq_len = parse_config(predictor.config).data.seq_len
+        sequences: Sequence[Any] = [
+            data.read(max(start, stop - seq_len), stop) for start, stop in data.spans()
+        ]
     else:
-        sequences = read_series(path).series
+        table = read_series(path)
+        n_channels = predictor.description.n_channels
+        expect_channels(table, n_channels or 0, predictor.task.channel_names)
+        sequences, names = table.series, table.case_names
     predictions = predictor.predict(sequences)
     for row, prediction in enumerate(predictions):
         value = prediction if isinstance(prediction, str) else prediction.item()
-        print(json.dumps({"sequence": row, "prediction": value}) if options.json else value)
+        case = {} if names is None else {"case": names[row]}
+        if options.json:
+            print(json.dumps({"sequence": row, **case, "prediction": value}))
+        else:
+            print(*case.values(), value, sep="\t")
     return 0
 
 
 def _import(options: argparse.Namespace) -> int:
     from spherescan.data import import_text  # noqa: PLC0415
 
-    data = import_text(
+    imported = import_text(
         options.source,
         options.out,
         encoding=options.encoding,
@@ -384,11 +418,15 @@ def _import(options: argparse.Namespace) -> int:
         extensions=tuple(options.extension),
         excluded=tuple(options.exclude),
     )
+    data = imported.data
     print(
         f"{options.out}: {data.n_tokens} tokens of {data.vocab_size} "
         f"from {len(data.documents)} documents"
     )
-    print(f"next: spherescan train --data.source tokens --data.train {options.out}")
+    if imported.n_empty or imported.n_links:
+        print(f"left out: {imported.n_empty} empty files, {imported.n_links} symbolic links")
+    out = shlex.quote(str(options.out))
+    print(f"next: spherescan train --data.source tokens --data.train {out}")
     return 0
 
 

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -37,6 +37,7 @@ CountOrZero = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveOrZero = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
 PoolingName = Literal["last", "mean", "max", "attention"]
 
 
@@ -57,9 +58,9 @@ class DataConfig(Section):
 
     source: Literal["series", "tokens", "synthetic"] = "series"
     """Kind of data: series with labels, token text, or tokens made up on the spot."""
-    train: str | None = None
+    train: Name | None = None
     """Training data: a file, a folder of shards, or sample:NAME for a file in the package."""
-    validation: str | None = None
+    validation: Name | None = None
     """Validation data; a part of the training data is held out when missing."""
     validation_fraction: Fraction = 0.1
     """Part of the training data held out when there is no validation data."""
@@ -68,11 +69,11 @@ class DataConfig(Section):
     batch_size: Count = 16
     """Sequences per step."""
     seq_len: Count = 256
-    """Tokens per sequence."""
+    """Tokens per sequence; tokens only."""
     vocab_size: Count | None = None
-    """Number of token ids; shards carry their own."""
+    """Number of token ids; for a file of integers or synthetic tokens, shards carry their own."""
     jitter: PositiveOrZero = 0.0
-    """Noise on training series, in standard deviations of the channel."""
+    """Noise on training values, in standard deviations of the channel; series only."""
 
 
 class ModelConfig(Section):
@@ -97,7 +98,7 @@ class ModelConfig(Section):
     bidirectional: bool = False
     """Whether each block also reads from the end; series only."""
     pooling: tuple[PoolingName, ...] = ("mean",)
-    """How a series becomes one vector; several are concatenated."""
+    """How a series becomes one vector, several are concatenated; series only."""
     n_pool_heads: Count = 4
     """Heads of the attention pooling."""
 
@@ -161,14 +162,16 @@ class CheckpointConfig(Section):
 class RunSection(Section):
     """The run itself."""
 
-    dir: str | None = None
+    dir: Name | None = None
     """Folder of the run; a new one below runs/ when missing."""
     steps: Count = 600
     """Training steps."""
     seed: CountOrZero = 0
     """Seed of everything random."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of torch; its own choice when missing."""
+    precision: Literal["fp32"] = "fp32"
+    """Arithmetic of training."""
     log_every: Count = 20
     """Steps between lines of progress."""
     on_non_finite: Literal["fail", "skip"] = "fail"
@@ -248,7 +251,11 @@ def parse_config(tree: Mapping[str, Any], *, where: str = "") -> RunConfig:
     """
     try:
         # As JSON an array may fill a tuple, while a text or a boolean is still no number.
-        return RunConfig.model_validate_json(json.dumps(tree, default=str))
+        return RunConfig.model_validate_json(json.dumps(tree))
+    except TypeError as error:  # a date of TOML, say
+        raise ConfigError(
+            f"{where}a value is neither text, number, truth nor list: {error}"
+        ) from error
     except ValidationError as error:
         # An unknown key explains a missing or mistyped one: it goes first.
         problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
@@ -309,10 +316,10 @@ def _read(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: unknown ending {other!r}; use .toml, .json or .yaml")
     try:
         tree = parse(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds {type(tree).__name__}, not sections of settings")
+        raise ConfigError(f"{path}: holds no sections of settings, such as [run] in TOML")
     return tree
 
 
@@ -331,15 +338,16 @@ def _parse_json(text: str) -> Any:
 def _parse_yaml(text: str) -> Any:
     try:
         from ruamel.yaml import YAML  # noqa: PLC0415  an extra that few need
-        from ruamel.yaml.error import YAMLError  # noqa: PLC0415
+        from ruamel.yaml.error import MarkedYAMLError  # noqa: PLC0415
     except ImportError:
         raise ConfigError(
             "a .yaml configuration needs the yaml extra: pip install 'spherescan[yaml]'"
         ) from None
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ValueError(str(error)) from error
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem}") from error
 
 
 def _from_text(text: str, field: FieldInfo) -> Any:
@@ -347,14 +355,14 @@ def _from_text(text: str, field: FieldInfo) -> Any:
     kinds = {field.annotation, *get_args(field.annotation)}
     if type(None) in kinds and text == "none":
         return None
-    if str in kinds:
+    if str in kinds or any(get_origin(k) is Annotated and get_args(k)[0] is str for k in kinds):
         return text
     if Ellipsis in kinds:  # a tuple of any length
         return text.split(",") if text else []
     try:
-        # The grammar of JSON has no `1_000`, ` 7` or `nan`, which Python would take.
+        # The grammar of JSON has no `1_000` or `nan`, which Python would take.
         return json.loads(text, parse_constant=str)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -367,6 +375,8 @@ def _explain(problem: ErrorDetails) -> str:
             return f"unknown key {key!r}; {nearest(key, known)}"
         case "value_error":
             return str(problem["ctx"]["error"])
+        case "string_too_short":
+            return f"{key} is empty; give a name, or leave it out"
         case _:
             got = json.dumps(problem["input"], default=str)
             return f"{key} is {got}; it {problem['msg'].removeprefix('Input ')}"

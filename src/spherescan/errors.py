@@ -34,6 +34,12 @@ class RunDirectoryError(SpherescanError, OSError):
     exit_code = 4
 
 
+class LockedError(SpherescanError, OSError):
+    """A run that another process is writing."""
+
+    exit_code = 5
+
+
 class NonFiniteError(SpherescanError, ArithmeticError):
     """A loss or gradient that is not a finite number; nothing was updated or saved."""
 

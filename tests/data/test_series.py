@@ -106,6 +106,8 @@ def test_statistics_are_those_of_all_positions():
     assert std == pytest.approx(values.std(0), rel=1e-6)
     constant = [np.full((3, 1), 1e6, np.float32)]
     assert channel_statistics(constant)[1].tolist() == [1.0]
+    denormal = [np.array([[0.0], [1e-44]], np.float32)]
+    assert channel_statistics(denormal)[1].tolist() == [1.0]
 
 
 def test_classes_come_from_the_header_or_sorted():

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from spherescan.data import (
 )
 from spherescan.data.shards import open_shards
 from spherescan.data.tokens import collate_tokens, fixed_sample, split_windows, token_batches
-from spherescan.errors import DataError
+from spherescan.errors import ConfigError, DataError, StorageError
 
 
 def text(lengths: list[int], *, shard_size: int = 5) -> TokenData:
@@ -143,7 +144,10 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_imported_in_the_order_of_its_paths(folder, tmp_path):
-    data = import_text(folder, tmp_path / "out", encoding="bytes", extensions=(".py",))
+    data, n_empty, n_links = import_text(
+        folder, tmp_path / "out", encoding="bytes", extensions=(".py",)
+    )
+    assert (n_empty, n_links) == (1, 0)
     assert bytes(data.read(0, 6).astype(np.uint8)) == b"onetwo"
     assert data.documents.tolist() == [0, 3]
     assert data.vocab_size == 256
@@ -152,18 +156,23 @@ def test_a_folder_is_imported_in_the_order_of_its_paths(folder, tmp_path):
 def test_folders_can_be_left_out(folder, tmp_path):
     data = import_text(
         folder, tmp_path / "out", encoding="bytes", extensions=(".py",), excluded=("b",)
-    )
+    ).data
     assert bytes(data.read(0, data.n_tokens).astype(np.uint8)) == b"one"
 
 
 def test_integers_are_imported_within_their_vocabulary(tmp_path):
     (tmp_path / "x.txt").write_text("1 2 3\n4 5\n")
-    data = import_text(tmp_path / "x.txt", tmp_path / "out", encoding="integers", vocab_size=6)
+    data = import_text(tmp_path / "x.txt", tmp_path / "out", encoding="integers", vocab_size=6).data
     assert data.read(0, 5).tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(DataError, match="token 5 at position 4 is outside the vocabulary of 5"):
         import_text(tmp_path / "x.txt", tmp_path / "no", encoding="integers", vocab_size=5)
-    with pytest.raises(DataError, match="--vocab-size"):
+    with pytest.raises(ConfigError, match="--vocab-size"):
         import_text(tmp_path / "x.txt", tmp_path / "no", encoding="integers")
+    with pytest.raises(ConfigError, match="leave the vocabulary size out"):
+        import_text(tmp_path / "x.txt", tmp_path / "no", encoding="bytes", vocab_size=6)
+    for size in (0, -5, 2**32 + 1):
+        with pytest.raises(ConfigError, match=f"is {size}; it must lie in"):
+            write_shards([np.array([0])], tmp_path / "no", vocab_size=size)
     assert not (tmp_path / "no").exists()
 
 
@@ -171,16 +180,38 @@ def test_what_cannot_be_imported_leaves_nothing_behind(folder, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match=r"no file ending in \.rs"):
         import_text(folder, tmp_path / "out", encoding="bytes", extensions=(".rs",))
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match="no such file"):
         import_text(tmp_path / "none", tmp_path / "out", encoding="bytes")
     with pytest.raises(DataError, match="exists already"):
-        import_text(folder, folder, encoding="bytes")
+        import_text(folder / "a.py", folder, encoding="bytes")
+    with pytest.raises(DataError, match="lies inside"):
+        import_text(folder, folder / "out", encoding="bytes")
     with pytest.raises(DataError, match="token 300 exceeds 255"):
         write_shards([np.array([300])], tmp_path / "out", vocab_size=256)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_below_a_folder_are_left_out_and_counted(folder, tmp_path):
     (folder / "link.py").symlink_to(folder / "a.py")
-    with pytest.raises(DataError, match="symbolic link"):
+    data, _, n_links = import_text(folder, tmp_path / "out", encoding="bytes", extensions=(".py",))
+    assert (data.n_tokens, n_links) == (6, 1)
+    with pytest.raises(DataError, match="link"):
+        import_text(folder / "link.py", tmp_path / "no", encoding="bytes")
+
+
+def test_a_pipe_is_no_document(folder, tmp_path):
+    os.mkfifo(folder / "pipe.py")
+    with pytest.raises(DataError, match=r"pipe\.py"):
         import_text(folder, tmp_path / "out", encoding="bytes")
+
+
+def test_a_disk_that_refuses_is_a_storage_error(folder, tmp_path):
+    with pytest.raises(StorageError, match="cannot be written"):
+        import_text(folder / "a.py", folder / "a.py" / "out", encoding="bytes")
+
+
+def test_an_empty_range_holds_nothing():
+    assert text([3]).read(2, 2).tolist() == []
 
 
 def edit_index(path, change) -> None:
@@ -231,8 +262,6 @@ def test_document_starts_must_increase(tmp_path):
 
 def test_an_index_as_large_as_a_disk_is_not_read(tmp_path):
     (tmp_path / "index.json").touch()
-    import os
-
     os.truncate(tmp_path / "index.json", 1 << 40)
     with pytest.raises(DataError, match="larger than"):
         open_shards(tmp_path)

@@ -82,6 +82,11 @@ def test_antipodes_and_zero_features_stay_finite(loss):
     assert z.grad.isfinite().all()
 
 
+def test_targets_may_be_of_any_integer_type(loss, case):
+    z, prototypes, target = case
+    assert torch.equal(loss(z, prototypes, target.int()), loss(z, prototypes, target))
+
+
 def test_an_empty_batch_has_no_loss(loss):
     values = loss(torch.zeros(0, 3), torch.eye(3), torch.zeros(0, dtype=torch.long))
     assert values.shape == (0,)

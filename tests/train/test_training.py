@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from spherescan.config import load_config
-from spherescan.data import SeriesTable
+from spherescan.data import TokenData, open_shards, read_series, write_shards
+from spherescan.data.series import series_batches
+from spherescan.data.tokens import token_batches, window_batch
 from spherescan.errors import (
     CheckpointError,
     ConfigError,
@@ -20,7 +22,16 @@ from spherescan.errors import (
 )
 from spherescan.inference import Predictor
 from spherescan.runs import read_checkpoint, read_metrics
-from spherescan.train import Trainer, build, learning_rate, resume, start, stop_on_signals
+from spherescan.train import (
+    Evaluation,
+    Reporter,
+    Trainer,
+    build,
+    learning_rate,
+    resume,
+    start,
+    stop_on_signals,
+)
 from spherescan.train.optim import decays
 from tests.tolerances import assert_close
 
@@ -175,6 +186,175 @@ def test_a_run_without_improvement_stops_early_and_stays_stopped(tmp_path, serie
     assert again.counters.step == step
 
 
+def scripted(monkeypatch, results: list[tuple[float, float]]) -> None:
+    """Make validations return the given losses and scores."""
+    script = iter(results)
+
+    def evaluate(self, batches):
+        loss, score = next(script)
+        return Evaluation(loss=loss, score=score, score_name="accuracy", n=4)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize(
+    ("results", "best", "stopped"),
+    [
+        # Accuracy decides, the latest of equals; NaN never.
+        ([(0.9, 0.5), (0.8, 0.7), (0.9, 0.7), (0.7, 0.6), (math.nan, 0.9)], 3, "finished"),
+        # Neither score nor loss improved twice in a row.
+        ([(0.9, 0.5), (0.9, 0.5), (0.95, 0.5), (0.1, 0.9)], 3, "patience"),
+        # A lower loss alone keeps the run alive.
+        ([(0.9, 0.5), (0.9, 0.5), (0.8, 0.4), (0.85, 0.5), (0.8, 0.4)], 4, "patience"),
+    ],
+)
+def test_the_best_step_and_patience(tmp_path, series, monkeypatch, results, best, stopped):
+    trainer = trainer_for(
+        tmp_path, data__train=series, validation__every=1, validation__patience=2,
+        run__steps=len(results) + (stopped == "patience"), checkpoint__keep=2,
+        checkpoint__every=1,
+    )  # fmt: skip
+    scripted(monkeypatch, results)
+    assert trainer.fit() == stopped
+    assert trainer.counters.best_step == best
+    assert best in trainer.store.steps()
+    assert Predictor.load(tmp_path / "run").step == best
+    assert Predictor.load(tmp_path / "run", which="newest").step == trainer.counters.step
+
+
+def test_of_other_tasks_the_loss_decides(tmp_path, monkeypatch):
+    trainer = trainer_for(
+        tmp_path, data__source="synthetic", data__vocab_size=9, data__seq_len=8,
+        validation__every=1, run__steps=3,
+    )  # fmt: skip
+    scripted(monkeypatch, [(0.9, 0.5), (0.7, 0.4), (0.8, 0.9)])
+    trainer.fit()
+    assert trainer.counters.best_step == 2
+
+
+def test_training_is_adamw_on_the_schedule(tmp_path, series):
+    """Repeat the first steps with torch's own parts, written down once more."""
+    settings = TINY | {
+        "data.train": str(series), "optim.beta1": "0.8", "optim.beta2": "0.95",
+        "optim.weight_decay": "0.3", "optim.lr": "0.05", "optim.grad_clip": "0.7",
+        "prototypes.scale": "5.0", "prototypes.margin": "0.2", "model.n_layers": "2",
+        "run.dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    config = load_config(None, settings)
+    trainer = start(config)
+    trainer.fit(4)
+    problem, model = build(config)
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (matrices if p.ndim > 1 and not name.endswith("A_log") else others).append(p)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}],
+        lr=0.05, betas=(0.8, 0.95),
+    )  # fmt: skip
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    for step, record in enumerate(records):
+        batch = next(problem.stream)
+        cosines = model(batch.inputs, mask=batch.mask)
+        wanted = torch.nn.functional.one_hot(batch.targets, 3)
+        loss = torch.nn.functional.cross_entropy(5.0 * (cosines - 0.2 * wanted), batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        top = [p.grad for p in model.layers[1].parameters()]
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert record["grad_norm_top"] == pytest.approx(
+            torch.nn.utils.get_total_norm(top).item(), rel=1e-4
+        )
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.7)
+        assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, lr=0.05, warmup_steps=2, total_steps=12, min_scale=0.1
+            )
+        assert record["lr"] == group["lr"]
+        optimizer.step()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_objective_of_a_packed_row_is_that_of_its_documents(tmp_path):
+    data = TokenData(
+        (np.array([1, 2, 3, 4, 1, 5, 0, 2], np.uint16),), np.array([0, 5], np.uint64), 6, "x", ""
+    )
+    config = load_config(
+        None, TINY | {"data.source": "synthetic", "data.vocab_size": "6", "data.seq_len": "8"}
+    )
+    problem, model = build(config)
+    packed = problem.objective(model, window_batch(data, [0], seq_len=8))
+    apart = []
+    for start_, stop in data.spans():
+        tokens = torch.from_numpy(data.read(start_, stop))[None]
+        z = model.embed(tokens[:, :-1])
+        apart.append(problem.objective.loss(z, model.head.prototypes, tokens[:, 1:])[0])
+    assert_close(packed.loss, torch.cat(apart))
+
+
+def test_documents_of_one_token_are_no_text_and_cost_nothing_beside_others(tmp_path):
+    tokens = np.array([1, 2, 3, 1, 2, 3, 0, 0], np.uint16)
+    starts = np.array([0, 6, 7], np.uint64)
+    write_shards(np.split(tokens, starts[1:].astype(int)), tmp_path / "text", vocab_size=4)
+    trainer = trainer_for(
+        tmp_path, data__source="tokens", data__train=tmp_path / "text", data__seq_len=1,
+        data__batch_size=1, data__validation=tmp_path / "text",
+    )  # fmt: skip
+    assert trainer.fit() == "finished"
+    write_shards([np.array([1]), np.array([2])], tmp_path / "points", vocab_size=4)
+    with pytest.raises(DataError, match="every document is one token"):
+        trainer_for(
+            tmp_path, "no", data__source="tokens", data__train=tmp_path / "points",
+            data__validation=tmp_path / "text",
+        )  # fmt: skip
+    batches = token_batches(open_shards(tmp_path / "points"), [0], seq_len=1, batch_size=1)
+    with pytest.raises(DataError, match="nothing to score"):
+        trainer.evaluate(batches)
+
+
+def test_a_score_of_numbers_is_their_root_mean_squared_error(tmp_path):
+    rng = np.random.default_rng(0)
+    offset = 1e9  # float32 could not tell these targets apart
+    y = offset + rng.normal(size=30)
+    np.savez(tmp_path / "train.npz", x=rng.normal(size=(30, 1, 5)).astype(np.float32), y=y)
+    trainer = trainer_for(tmp_path, data__train=tmp_path / "train.npz", data__task="regression")
+    trainer.fit(3)
+    table = read_series(tmp_path / "train.npz")
+    trainer.model.train()
+    result = trainer.evaluate(series_batches(table.series, table.targets, batch_size=7))
+    assert trainer.model.training
+    predicted = Predictor.load(tmp_path / "run", which="newest").predict(table.series)
+    assert result.score == pytest.approx(np.sqrt(np.mean((predicted - y) ** 2)), rel=1e-4)
+
+
+def test_a_progress_bar_and_lines_hear_of_every_validation(tmp_path, series):
+    heard = []
+
+    class Listener(Reporter):
+        def stepped(self, step, metrics, *, lr):
+            heard.append(("step", step))
+
+        def validated(self, step, result, *, best):
+            heard.append(("validation", step))
+
+    trainer_for(tmp_path, data__train=series).fit(reporter=Listener())
+    assert [step for kind, step in heard if kind == "step"] == list(range(1, 13))
+    assert [step for kind, step in heard if kind == "validation"] == [5, 10, 12]
+
+
+def test_a_wrong_form_of_the_ops_is_found_before_anything_is_made(tmp_path, series, monkeypatch):
+    monkeypatch.setenv("SPHERESCAN_OPS", "fastest")
+    with pytest.raises(ConfigError, match="fastest"):
+        trainer_for(tmp_path, data__train=series)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_fit_into_memory(tmp_path, series):
+    with pytest.raises(ConfigError, match="cannot be built"):
+        trainer_for(tmp_path, data__train=series, model__d_model=10**9)
+
+
 def test_a_run_that_was_asked_to_stop_saves_and_goes_on(tmp_path, series):
     trainer = trainer_for(tmp_path, data__train=series)
     assert trainer.fit(should_stop=lambda: trainer.counters.step == 3) == "signal"
@@ -182,10 +362,13 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(tmp_path, series):
 
 
 def test_more_steps_may_be_asked_for_but_nothing_that_defines_the_run(tmp_path, series):
-    trainer_for(tmp_path, data__train=series).fit()
+    first = trainer_for(tmp_path, data__train=series)
+    first.fit()
+    first.close()
     longer = resume(tmp_path / "run", {"run.steps": 14})
     longer.fit()
     assert longer.counters.step == 14
+    longer.close()
     with pytest.raises(ConfigError, match=r"optim\.lr defines the run"):
         resume(tmp_path / "run", {"optim.lr": 1})
 
@@ -494,53 +677,3 @@ def test_the_first_signal_is_recorded_and_the_second_interrupts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_predictions_equal_the_evaluation(tmp_path, series):
-    trainer = trainer_for(tmp_path, data__train=series, run__steps=60, optim__lr=0.02)
-    trainer.fit()
-    from spherescan.data import read_series
-
-    table = read_series(series)
-    predictor = Predictor.load(tmp_path / "run")
-    assert predictor.step == trainer.counters.best_step
-    right = [
-        p == label for p, label in zip(predictor.predict(table.series), table.labels, strict=True)
-    ]
-    assert np.mean(right) > 0.9
-    embedded = predictor.embed(table.series)
-    assert_close(embedded.norm(dim=1), torch.ones(24))
-    assert_close(predictor.model.head(embedded), predictor.cosines(table.series))
-    assert (
-        Predictor.load(tmp_path / "run", which=trainer.store.steps()[0]).step
-        == trainer.store.steps()[0]
-    )
-    with pytest.raises(CheckpointError, match="has no checkpoint of step 7"):
-        Predictor.load(tmp_path / "run", which=7)
-
-
-@pytest.mark.parametrize(
-    ("sequences", "message"),
-    [
-        ([], "at least one"),
-        ([np.zeros((3, 5))], "has 5 channels; the training data has 2"),
-        ([np.full((3, 2), np.nan)], "sequence 0"),
-    ],
-)
-def test_what_cannot_be_predicted_is_refused(tmp_path, series, sequences, message):
-    trainer_for(tmp_path, data__train=series).fit(1)
-    with pytest.raises(DataError, match=message):
-        Predictor.load(tmp_path / "run").predict(sequences)
-
-
-def test_a_series_of_one_channel_may_be_flat(tmp_path):
-    write_series(tmp_path / "train.ts", n_channels=1)
-    trainer_for(tmp_path, data__train=tmp_path / "train.ts").fit(1)
-    predictor = Predictor.load(tmp_path / "run")
-    flat = np.arange(4.0)
-    assert_close(predictor.cosines([flat]), predictor.cosines([flat[:, None]]))
-
-
-def test_labels_of_a_table_do_not_matter_to_prediction():
-    table = SeriesTable((np.zeros((2, 1), np.float32),), None, None, None, "x")
-    assert table.labels is None

@@ -2,9 +2,10 @@
 
 from spherescan.data.batch import NO_TARGET, Batch
 from spherescan.data.formats import SERIES_READERS, TOKEN_READERS, read_series, read_tokens
+from spherescan.data.importing import import_text
 from spherescan.data.locate import locate
 from spherescan.data.series import SeriesStream
-from spherescan.data.shards import import_text, open_shards, open_tokens, write_shards
+from spherescan.data.shards import open_shards, open_tokens, write_shards
 from spherescan.data.table import SeriesTable
 from spherescan.data.task import Task
 from spherescan.data.tokens import TokenData, TokenStream

@@ -22,7 +22,7 @@ def locate(name: str) -> Path:
         'JapaneseVowels_TRAIN.ts'
     """
     if not name.startswith(_PREFIX):
-        return Path(name)
+        return Path(name).expanduser()
     folder = Path(str(resources.files("spherescan.data"))) / "samples"
     known = sorted(path.name for path in folder.glob("*.ts"))
     wanted = name.removeprefix(_PREFIX)

@@ -99,9 +99,11 @@ def channel_statistics(
     A channel that never changes has standard deviation 1: dividing by it leaves zeros.
     """
     values = np.concatenate(series).astype(np.float64)
-    std = values.std(axis=0)
-    std[std <= 1e-12 * np.abs(values).max(axis=0, initial=0.0)] = 1.0
-    return values.mean(axis=0).astype(np.float32), std.astype(np.float32)
+    std = values.std(axis=0).astype(np.float32)
+    # Below the smallest normal number, or the rounding of the mean, there is no spread.
+    rounding = 1e-12 * np.abs(values).max(axis=0, initial=0.0)
+    std[std <= np.maximum(rounding, np.finfo(np.float32).tiny)] = 1.0
+    return values.mean(axis=0).astype(np.float32), std
 
 
 def class_names(table: SeriesTable) -> tuple[str, ...]:
@@ -156,15 +158,25 @@ def regression_targets(table: SeriesTable) -> NDArray[np.float64]:
     return table.targets
 
 
-def expect_channels(table: SeriesTable, n_channels: int) -> None:
-    """Check the channel count against a model or another file.
+def expect_channels(table: SeriesTable, n_channels: int, names: Sequence[str] = ()) -> None:
+    """Check the channels against those of the training data.
+
+    Args:
+        table: Other data.
+        n_channels: Channels of the training data.
+        names: Their names, when there are any.
 
     Raises:
-        DataError: It differs.
+        DataError: Their number differs, or their names or order do when both have names.
     """
     if table.n_channels != n_channels:
         raise DataError(
             f"{table.source}: has {table.n_channels} channels; the training data has {n_channels}"
+        )
+    if names and table.channel_names is not None and table.channel_names != tuple(names):
+        raise DataError(
+            f"{table.source}: has the channels {', '.join(table.channel_names)}; the training data "
+            f"has {', '.join(names)}; give the columns these names, in this order"
         )
 
 
@@ -202,7 +214,8 @@ def stratified_split(
 
 def fingerprint(table: SeriesTable) -> str:
     """Return a digest of all values, lengths and labels."""
-    digest = hashlib.sha256(repr((table.labels, table.class_names, len(table))).encode())
+    names = (table.labels, table.class_names, table.channel_names, len(table))
+    digest = hashlib.sha256(repr(names).encode())
     if table.targets is not None:
         digest.update(table.targets.tobytes())
     for values in table.series:

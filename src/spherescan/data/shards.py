@@ -9,16 +9,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spherescan.data.formats import read_tokens
 from spherescan.data.tokens import TokenData
-from spherescan.errors import DataError
+from spherescan.errors import ConfigError, DataError, StorageError
 
 INDEX = "index.json"
 _FORMAT = "spherescan-tokens"
@@ -28,48 +28,6 @@ _DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {
     "uint16": np.dtype("<u2"),
     "uint32": np.dtype("<u4"),
 }
-
-Encoding = Literal["bytes", "integers"]
-
-
-def import_text(
-    source: Path,
-    out: Path,
-    *,
-    encoding: Encoding,
-    vocab_size: int | None = None,
-    extensions: tuple[str, ...] = (),
-    excluded: tuple[str, ...] = (),
-    tokens_per_shard: int = 1 << 26,
-) -> TokenData:
-    """Turn a file, or all files below a folder, into shards; each file is one document.
-
-    Files are taken in the order of the bytes of their paths. Empty ones hold no token and are
-    left out.
-
-    Args:
-        source: File or folder.
-        out: Folder to make.
-        encoding: "bytes" makes every byte a token of 256; "integers" reads integers as text.
-        vocab_size: Every token must be below it; needed for integers.
-        extensions: Endings of the files to take from a folder, all when empty.
-        excluded: Names of folders to leave out with all below them.
-        tokens_per_shard: Size of a shard.
-
-    Raises:
-        DataError: Nothing to import, a file that cannot be read, a token outside the vocabulary,
-            or an `out` that exists already.
-    """
-    if encoding == "bytes":
-        vocab_size = 256
-    elif vocab_size is None:
-        raise DataError(f"{source}: integers need a vocabulary size; pass --vocab-size")
-    files = list(_files(source, extensions, excluded))
-    if not files:
-        wanted = f" ending in {', '.join(extensions)}" if extensions else ""
-        raise DataError(f"{source}: holds no file{wanted}; nothing to import")
-    documents = (_encode(path, encoding, vocab_size) for path in files)
-    return write_shards(documents, out, vocab_size=vocab_size, tokens_per_shard=tokens_per_shard)
 
 
 def write_shards(
@@ -84,34 +42,26 @@ def write_shards(
     The folder appears under its name only when everything is in it.
 
     Raises:
+        ConfigError: A vocabulary size outside 1..2^32.
         DataError: No token at all, a token outside the vocabulary, or an `out` that exists already.
+        StorageError: The disk refused; nothing is left behind.
     """
+    if not 1 <= vocab_size <= 1 << 32:
+        raise ConfigError(f"the vocabulary size is {vocab_size}; it must lie in 1..2^32")
     if out.exists() or out.is_symlink():
         raise DataError(f"{out}: exists already; choose another name or remove it")
-    kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
     try:
-        shards, starts = _write_tokens(
-            documents, partial, _DTYPES[kind], vocab_size, tokens_per_shard
-        )
-        (partial / "documents.bin").write_bytes(np.array(starts, dtype="<u8").tobytes())
-        index = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "dtype": kind,
-            "vocab_size": vocab_size,
-            "n_tokens": sum(shard["n_tokens"] for shard in shards),
-            "n_documents": len(starts),
-            "documents_sha256": _sha256(partial / "documents.bin"),
-            "shards": shards,
-        }
-        (partial / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+        partial.mkdir()
+        try:
+            _write_folder(documents, partial, vocab_size, tokens_per_shard)
+            partial.rename(out)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
     return open_shards(out)
 
 
@@ -170,9 +120,9 @@ def open_tokens(path: Path, *, vocab_size: int | None) -> TokenData:
     tokens = read_tokens(path)
     if vocab_size is None:
         raise DataError(f"{path}: plain integers need data.vocab_size; shards carry their own")
-    _expect_vocabulary(path, tokens, vocab_size)
+    expect_vocabulary(path, tokens, vocab_size)
     return TokenData(
-        shards=(tokens.astype(np.uint32),),
+        shards=(tokens.astype(np.uint64),),
         documents=np.zeros(1, dtype=np.uint64),
         vocab_size=vocab_size,
         source=str(path),
@@ -180,37 +130,12 @@ def open_tokens(path: Path, *, vocab_size: int | None) -> TokenData:
     )
 
 
-def _files(source: Path, extensions: tuple[str, ...], excluded: tuple[str, ...]) -> Iterator[Path]:
-    if not source.is_dir():
-        yield source
-        return
+def expect_vocabulary(path: Path, tokens: NDArray[np.int64], vocab_size: int) -> None:
+    """Check every token of a file.
 
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
-
-    found = []
-    for folder, subfolders, names in os.walk(source, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if name not in excluded]
-        found += [Path(folder) / name for name in names]
-    for path in sorted(found, key=lambda path: os.fsencode(path.relative_to(source))):
-        if not extensions or path.name.endswith(extensions):
-            yield path
-
-
-def _encode(path: Path, encoding: Encoding, vocab_size: int) -> NDArray[Any]:
-    if path.is_symlink():
-        raise DataError(f"{path}: is a symbolic link; import the folder it points to")
-    if encoding == "bytes":
-        try:
-            return np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    tokens = read_tokens(path)
-    _expect_vocabulary(path, tokens, vocab_size)
-    return tokens
-
-
-def _expect_vocabulary(path: Path, tokens: NDArray[np.int64], vocab_size: int) -> None:
+    Raises:
+        DataError: One lies outside the vocabulary.
+    """
     outside = (tokens < 0) | (tokens >= vocab_size)
     if outside.any():
         position = int(outside.argmax())
@@ -218,6 +143,25 @@ def _expect_vocabulary(path: Path, tokens: NDArray[np.int64], vocab_size: int) -
             f"{path}: token {tokens[position]} at position {position} is outside the vocabulary of "
             f"{vocab_size}; raise the vocabulary size or correct the file"
         )
+
+
+def _write_folder(
+    documents: Iterable[NDArray[Any]], folder: Path, vocab_size: int, tokens_per_shard: int
+) -> None:
+    kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    shards, starts = _write_tokens(documents, folder, _DTYPES[kind], vocab_size, tokens_per_shard)
+    (folder / "documents.bin").write_bytes(np.array(starts, dtype="<u8").tobytes())
+    index = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "dtype": kind,
+        "vocab_size": vocab_size,
+        "n_tokens": sum(shard["n_tokens"] for shard in shards),
+        "n_documents": len(starts),
+        "documents_sha256": _sha256(folder / "documents.bin"),
+        "shards": shards,
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
 def _write_tokens(

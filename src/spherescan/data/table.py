@@ -23,6 +23,8 @@ class SeriesTable:
             labels or targets or neither.
         class_names: The classes the file declares, in its order; None where it declares none.
         source: The file name, for messages.
+        channel_names: The name of each channel; None where the file has none.
+        case_names: The name of each sequence; None where the file has none.
 
     Raises:
         DataError: A rule above is broken; the message names the source and the sequence.
@@ -33,6 +35,8 @@ class SeriesTable:
     targets: NDArray[np.float64] | None
     class_names: tuple[str, ...] | None
     source: str
+    channel_names: tuple[str, ...] | None = None
+    case_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_series(self.series, self.source)
@@ -44,6 +48,12 @@ class SeriesTable:
         if self.targets is not None:
             _check_targets(self.targets, len(self.series), self.source)
         _check_labels(self.labels, self.class_names, len(self.series), self.source)
+        for what, names, count in (
+            ("channel", self.channel_names, self.n_channels),
+            ("case", self.case_names, len(self.series)),
+        ):
+            if names is not None and len(names) != count:
+                raise DataError(f"{self.source}: {len(names)} {what} names for {count}")
 
     def __len__(self) -> int:
         return len(self.series)

@@ -16,18 +16,25 @@ class Task:
         class_names: Of a classification: the name of each class.
         lower: Of a regression: the value of the lower pole.
         upper: Of a regression: the value of the upper pole.
+        channel_names: Of series: the name of each channel, when the training data has names.
     """
 
     kind: Kind
     class_names: tuple[str, ...] = ()
     lower: float = 0.0
     upper: float = 0.0
+    channel_names: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the values under their names."""
-        return {**asdict(self), "class_names": list(self.class_names)}
+        return {
+            **asdict(self),
+            "class_names": list(self.class_names),
+            "channel_names": list(self.channel_names),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Task":
         """Invert `to_json`."""
-        return cls(**{**values, "class_names": tuple(values["class_names"])})
+        names = {key: tuple(values[key]) for key in ("class_names", "channel_names")}
+        return cls(**{**values, **names})

@@ -41,12 +41,12 @@ class TokenData:
         return sum(map(len, self.shards))
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return tokens `start` to `stop` as int64.
+        """Return tokens `start` to `stop` as int64; none when the range is empty.
 
         Raises:
             DataError: One of them lies outside the vocabulary.
         """
-        parts = []
+        parts = [np.empty(0, dtype=np.int64)]
         offset = 0
         for shard in self.shards:
             low, high = max(start - offset, 0), min(stop - offset, len(shard))
@@ -54,11 +54,12 @@ class TokenData:
                 parts.append(np.asarray(shard[low:high], dtype=np.int64))
             offset += len(shard)
         tokens = np.concatenate(parts)
-        if (worst := int(tokens.max())) >= self.vocab_size:
-            position = start + int(tokens.argmax())
+        outside = tokens >= self.vocab_size
+        if outside.any():
+            where = int(outside.argmax())
             raise DataError(
-                f"{self.source}: token {worst} at position {position} is outside the vocabulary "
-                f"of {self.vocab_size}; raise data.vocab_size or import the text again"
+                f"{self.source}: token {tokens[where]} at position {start + where} is outside the "
+                f"vocabulary of {self.vocab_size}; raise data.vocab_size or import the text again"
             )
         return tokens
 

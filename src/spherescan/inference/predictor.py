@@ -37,6 +37,7 @@ class Predictor:
         task: What it predicts.
         step: Training step of the weights.
         config: Configuration of the run, as plain values.
+        fingerprint: Digest of the data it was trained on.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Predictor:
         *,
         step: int,
         config: dict[str, Any],
+        fingerprint: str,
     ) -> None:
         self.description, self.model = description, model.eval()
-        self.task, self.step, self.config = task, step, config
+        self.task, self.step = task, step
+        self.config, self.fingerprint = config, fingerprint
 
     @classmethod
     def load(cls, run_dir: str | Path, *, which: Which = "best") -> "Predictor":
@@ -62,7 +65,10 @@ class Predictor:
         Raises:
             RunDirectoryError: There is no run.
             CheckpointError: There is no such checkpoint, it is damaged, or of another model.
+            ValueError: Another word than best or newest.
         """
+        if not isinstance(which, int) and which not in {"best", "newest"}:
+            raise ValueError(f"unknown checkpoint {which!r}; choose best, newest or a step")
         store = RunStore.open(Path(run_dir))
         checkpoint = store.load(which if isinstance(which, int) else None)
         best = checkpoint.state["counters"]["best_step"]
@@ -86,9 +92,18 @@ class Predictor:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint is of another model: {reason}") from error
         task = Task.from_json(state["task"])
-        return cls(description, model, task, step=state["step"], config=state["config"])
+        return cls(
+            description,
+            model,
+            task,
+            step=state["step"],
+            config=state["config"],
+            fingerprint=state["fingerprint"],
+        )
 
-    def predict(self, sequences: Sequence[ArrayLike]) -> list[str] | NDArray[np.float64]:
+    def predict(
+        self, sequences: Sequence[ArrayLike]
+    ) -> list[str] | NDArray[np.float64] | NDArray[np.int64]:
         """Predict one class name, number or next token for each sequence.
 
         Args:
@@ -107,12 +122,12 @@ class Predictor:
             case "classification":
                 return [self.task.class_names[i] for i in cosines.argmax(1)]
             case "regression":
-                # float64 throughout: a range may be narrow beside the size of its values.
+                # In float64: a range may be narrow beside the size of its values.
                 return from_cosine(
                     cosines[:, 0].double(), lower=self.task.lower, upper=self.task.upper
                 ).numpy()
             case "next_token":
-                return cosines.argmax(1).double().numpy()
+                return cosines.argmax(1).numpy()
 
     def cosines(self, sequences: Sequence[ArrayLike]) -> Float[Tensor, "n k"]:
         """Return the cosine of each sequence with each prototype; arguments as of `predict`."""
@@ -139,8 +154,11 @@ class Predictor:
 
     def _series_batches(self, sequences: Sequence[ArrayLike]) -> Iterator[Batch]:
         assert self.description.n_channels is not None
-        arrays = [np.asarray(sequence, dtype=np.float32) for sequence in sequences]
-        arrays = [a[:, None] if a.ndim == 1 else np.ascontiguousarray(a) for a in arrays]
+        try:
+            arrays = [np.asarray(sequence, dtype=np.float32) for sequence in sequences]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a sequence is not an array of numbers: {error}") from error
+        arrays = [np.ascontiguousarray(a[:, None] if a.ndim == 1 else a) for a in arrays]
         table = SeriesTable(
             tuple(arrays), labels=None, targets=None, class_names=None, source="the sequences"
         )

@@ -31,7 +31,7 @@ def prototype_cosine_loss(
         There the losses of a batch are added.
     """
     _check_target(target, prototypes.shape[0])
-    own = functional.normalize(functional.embedding(target, prototypes), dim=-1)
+    own = functional.normalize(functional.embedding(target.long(), prototypes), dim=-1)
     return (1 - (functional.normalize(z, dim=-1) * own).sum(-1)).square()
 
 
@@ -68,9 +68,9 @@ def prototype_softmax_loss(
         functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1)
     )
     if margin:
-        cosines = cosines - margin * functional.one_hot(target, prototypes.shape[0])
+        cosines = cosines - margin * functional.one_hot(target.long(), prototypes.shape[0])
     flat = functional.cross_entropy(
-        scale * cosines.reshape(-1, cosines.shape[-1]), target.reshape(-1), reduction="none"
+        scale * cosines.reshape(-1, cosines.shape[-1]), target.long().reshape(-1), reduction="none"
     )
     return flat.reshape(target.shape)
 

@@ -172,7 +172,13 @@ class Mamba(nn.Module):
         weight = self.out_proj.weight
         return MambaState(
             weight.new_zeros(batch, self.d_inner, self.conv1d.weight.shape[2] - 1),
-            weight.new_zeros(batch, self.d_inner, self.d_state),
+            # In float32 at least, as the scan returns it.
+            weight.new_zeros(
+                batch,
+                self.d_inner,
+                self.d_state,
+                dtype=torch.promote_types(weight.dtype, torch.float32),
+            ),
         )
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -24,12 +24,13 @@ def selective_scan_step(
     gate: Float[Tensor, "b d"] | None = None,
     state: Float[Tensor, "b d n"],
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d n"]]:
-    """Advance the selective scan by one position.
+    """Advance the selective scan by one position, in the type of the state.
 
     delta' = softplus(delta + delta_bias)
     h      = exp(delta' A) h + (delta' u) B
     y      = (<h, C> + D u) silu(gate)
     """
+    u, delta, A, B, C, D = (x.to(state.dtype) for x in (u, delta, A, B, C, D))
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
@@ -57,7 +58,7 @@ def selective_scan(
     reset: Bool[Tensor, "b l"] | None = None,
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
     """Run `selective_scan_step` over time; a reset clears the state before its position."""
-    y = torch.empty_like(u[:, :0])
+    y = torch.empty_like(u[:, :0], dtype=state.dtype)
     for t in range(u.shape[1]):
         if reset is not None:
             state = torch.where(reset[:, t, None, None], torch.zeros_like(state), state)

@@ -32,7 +32,7 @@ def selective_scan(
         h_t    = exp(delta'_t A) h_{t-1} + (delta'_t u_t) B_t
         y_t    = (<h_t, C_t> + D u_t) silu(gate_t)
 
-    State and decay are computed in at least float32; `y` has the dtype of `u`.
+    State and decay are computed in at least float32, whatever the inputs; `y` has the dtype of `u`.
 
     Args:
         u: Input.
@@ -75,8 +75,9 @@ def selective_scan(
     _expect("gate", gate, (batch, length, d_inner))
     _expect("state", state, (batch, d_inner, d_state))
     _expect("reset", reset, (batch, length), dtype=torch.bool)
+    dtype = _state_dtype(u, delta, A, B, C, D, state)
     if state is None:
-        state = u.new_zeros(batch, d_inner, d_state, dtype=_state_dtype(u, delta, A, B, C))
+        state = u.new_zeros(batch, d_inner, d_state, dtype=dtype)
     scan = reference.selective_scan if selected_form() == "reference" else _unbound_scan
     y, state = scan(
         u,
@@ -88,7 +89,7 @@ def selective_scan(
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
         gate=gate,
-        state=state,
+        state=state.to(dtype),
         reset=reset,
     )
     return y.to(u.dtype), state
@@ -147,7 +148,7 @@ def selective_scan_step(
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
         gate=gate,
-        state=state,
+        state=state.to(_state_dtype(u, delta, A, B, C, D, state)),
     )
     return y.to(u.dtype), state
 
@@ -174,11 +175,11 @@ def _unbound_scan(
     dtype = state.dtype
     if u.shape[1] == 0:
         return u, state
+    delta, A = delta.to(dtype), A.to(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
         delta = functional.softplus(delta)
-    delta = delta.to(dtype)
     delta_u = delta * u
     keeps = [None] * u.shape[1] if reset is None else (~reset).unbind(1)
     B, C = B.to(dtype), C.to(dtype)
@@ -196,9 +197,10 @@ def _unbound_scan(
     return y, state
 
 
-def _state_dtype(*inputs: Tensor) -> torch.dtype:
+def _state_dtype(*inputs: Tensor | None) -> torch.dtype:
     """Return float64 if any input is, else float32: bfloat16 states drift within tens of steps."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
+    double = any(x is not None and x.dtype == torch.float64 for x in inputs)
+    return torch.float64 if double else torch.float32
 
 
 def _expect(

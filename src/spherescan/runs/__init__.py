@@ -7,6 +7,7 @@ from spherescan.runs.container import (
     read_checkpoint,
     write_checkpoint,
 )
+from spherescan.runs.lock import RunLock
 from spherescan.runs.metrics import LogPosition, MetricsLog, read_metrics
 from spherescan.runs.store import RunStore
 
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointInfo",
     "LogPosition",
     "MetricsLog",
+    "RunLock",
     "RunStore",
     "inspect_checkpoint",
     "read_checkpoint",

@@ -36,12 +36,7 @@ class RunStore:
             RunDirectoryError: The folder holds something already, or cannot be made.
         """
         try:
-            if path.exists() and any(path.iterdir()):
-                held = "a run" if (path / "run.json").exists() else "other files"
-                raise RunDirectoryError(
-                    f"{path}: holds {held} already; choose another run.dir"
-                    + (f", or go on with `spherescan resume {path}`" if held == "a run" else "")
-                )
+            _expect_empty(path)
             (path / "ckpt").mkdir(parents=True)
             store = cls(path, secrets.token_hex(8))
             created = dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds")
@@ -52,9 +47,18 @@ class RunStore:
                 os.fsync(file.fileno())
         except RunDirectoryError:
             raise
-        except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be made: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
+            raise RunDirectoryError(f"{path}: cannot be made: {error}") from error
         return store
+
+    def discard(self) -> None:
+        """Remove a run that could not begin."""
+        for path in (self.path / "ckpt").iterdir():
+            path.unlink()
+        (self.path / "ckpt").rmdir()
+        for name in ("run.json", "run.lock", "config.toml", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        self.path.rmdir()
 
     @classmethod
     def open(cls, path: Path) -> "RunStore":
@@ -66,7 +70,7 @@ class RunStore:
         try:
             record = json.loads((path / "run.json").read_text(encoding="utf-8"))
             run_id = record["run_id"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunDirectoryError(f"{path}: holds no run; give the folder of a run") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(f"{path / 'run.json'}: cannot be read: {error}") from error
@@ -105,7 +109,10 @@ class RunStore:
         """
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f"{self.path / 'ckpt'}: holds no checkpoint")
+            raise CheckpointError(
+                f"{self.path}: holds no checkpoint: the run did not begin; "
+                "remove it and start again"
+            )
         if step is None:
             step = steps[-1]
         elif step not in steps:
@@ -136,3 +143,14 @@ class RunStore:
                     raise StorageError(
                         f"{self.checkpoint_path(step)}: cannot be removed: {error.strerror}"
                     ) from error
+
+
+def _expect_empty(path: Path) -> None:
+    if not path.exists() or not any(path.iterdir()):
+        return
+    way_out = "choose another run.dir"
+    if (path / "run.json").exists():
+        raise RunDirectoryError(
+            f"{path}: holds a run already; {way_out}, or go on with `spherescan resume {path}`"
+        )
+    raise RunDirectoryError(f"{path}: holds other files already; {way_out}")

@@ -1,6 +1,13 @@
 """One run in memory: build, train, validate, save, resume."""
 
-from spherescan.train.build import build, evaluation_batches, objective_of, resume, start
+from spherescan.train.build import (
+    build,
+    evaluation_batches,
+    expect_same_data,
+    objective_of,
+    resume,
+    start,
+)
 from spherescan.train.evaluate import Evaluation, evaluate
 from spherescan.train.objective import Objective
 from spherescan.train.progress import Bar, Lines, Reporter
@@ -21,6 +28,7 @@ __all__ = [
     "build",
     "evaluate",
     "evaluation_batches",
+    "expect_same_data",
     "learning_rate",
     "objective_of",
     "resume",

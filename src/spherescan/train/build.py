@@ -32,16 +32,23 @@ from spherescan.data.series import (
     stratified_split,
 )
 from spherescan.data.tokens import fixed_sample, split_windows, token_batches
-from spherescan.errors import CheckpointError, ConfigError, DataError
+from spherescan.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    SpherescanError,
+    StorageError,
+)
 from spherescan.losses import PROTOTYPE_LOSSES
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
+from spherescan.ops.form import selected_form
 from spherescan.runs import RunStore
 from spherescan.train.objective import ClassLoss, Objective
 from spherescan.train.trainer import Problem, Trainer
 
 
 def start(config: RunConfig) -> Trainer:
-    """Open the data, build the model, then make the folder of the run.
+    """Open the data, build the model, then make the folder of the run with its first checkpoint.
 
     Args:
         config: The whole configuration; `run.dir` must be set. `run.threads`, when set, becomes
@@ -50,15 +57,24 @@ def start(config: RunConfig) -> Trainer:
     Raises:
         ConfigError: A setting that does not fit the data.
         DataError: Data that cannot be used.
-        RunDirectoryError: `run.dir` holds something already. Nothing is written in these cases.
+        RunDirectoryError: `run.dir` holds something already.
+        StorageError: The disk refused. In all of these cases nothing is left behind.
     """
     if config.run.dir is None:
         raise ConfigError("run.dir is missing; name a new folder for the run")
     _set_threads(config)
     problem, model = build(config)
-    store = RunStore.create(Path(config.run.dir))
-    (store.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    return Trainer(config, problem, model, store)
+    store = RunStore.create(Path(config.run.dir).expanduser())
+    try:
+        (store.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        trainer = Trainer(config, problem, model, store)
+        trainer.save()
+    except OSError as error:
+        store.discard()
+        if isinstance(error, SpherescanError):
+            raise
+        raise StorageError(f"{store.path}: cannot be written: {error.strerror}") from error
+    return trainer
 
 
 def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Trainer:
@@ -81,11 +97,10 @@ def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Tra
     config = _changed(checkpoint.state["config"], changes or {})
     _set_threads(config)
     problem, model = build(config, place=False)
-    if problem.fingerprint != checkpoint.state["fingerprint"]:
-        raise DataError(
-            f"{config.data.train}: training or validation data has changed since the run began; "
-            "put it back, or start a new run"
-        )
+    expect_same_data(problem, config, checkpoint.state["fingerprint"])
+    done = checkpoint.state["counters"]["step"]
+    if config.run.steps < done:
+        raise ConfigError(f"run.steps is {config.run.steps}; the run is at step {done} already")
     if problem.description != ModelDescription.from_json(checkpoint.state["model"]):
         raise CheckpointError(
             f"{store.checkpoint_path(checkpoint.state['step'])}: is of another "
@@ -111,17 +126,32 @@ def build(config: RunConfig, *, place: bool = True) -> tuple[Problem, SequenceMo
         ConfigError: A setting that does not fit the data.
         DataError: Data that cannot be used.
     """
+    selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
     problem, mean_std = _series(config) if config.data.source == "series" else _tokens(config)
     seed = derived_seed(config.run.seed, "weights")
     try:
         generator = torch.Generator().manual_seed(seed)
         model = problem.description.build(generator=generator, place=place)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except (ValueError, RuntimeError, MemoryError) as error:
+        # torch reports a model that does not fit into memory as a RuntimeError.
+        raise ConfigError(f"the model cannot be built: {error}") from error
     if mean_std is not None:
         assert isinstance(model.embedding, SeriesEmbedding)
         model.embedding.set_statistics(*mean_std)
     return problem, model
+
+
+def expect_same_data(problem: Problem, config: RunConfig, fingerprint: str) -> None:
+    """Check data that was opened again against that of the run.
+
+    Raises:
+        DataError: It is not what it was.
+    """
+    if problem.fingerprint != fingerprint:
+        raise DataError(
+            f"{config.data.train}: training or validation data has changed since the run began; "
+            "put it back, or start a new run"
+        )
 
 
 def objective_of(task: Task, config: RunConfig) -> Objective:
@@ -153,7 +183,7 @@ def evaluation_batches(
         return token_batches(data, windows, seq_len=seq_len, batch_size=config.data.batch_size)
     table = read_series(path)
     assert n_channels is not None
-    expect_channels(table, n_channels)
+    expect_channels(table, n_channels, task.channel_names)
     return series_batches(table.series, _targets(table, task), batch_size=64)
 
 
@@ -226,7 +256,7 @@ def _series(config: RunConfig) -> tuple[Problem, tuple[torch.Tensor, torch.Tenso
         digest = fingerprint(table)
     else:
         other = read_series(locate(data.validation))
-        expect_channels(other, table.n_channels)
+        expect_channels(other, table.n_channels, task.channel_names)
         kept, held_series, held_targets = (
             np.arange(len(table)),
             list(other.series),
@@ -254,13 +284,14 @@ def _series(config: RunConfig) -> tuple[Problem, tuple[torch.Tensor, torch.Tenso
 
 
 def _series_task(table: SeriesTable, data: DataConfig) -> Task:
+    channel_names = table.channel_names or ()
     if data.task == "classification":
-        return Task("classification", class_names=class_names(table))
+        return Task("classification", class_names=class_names(table), channel_names=channel_names)
     values = regression_targets(table)
     lower, upper = float(values.min()), float(values.max())
     if lower == upper:
         raise DataError(f"{table.source}: every target is {lower}; there is nothing to predict")
-    return Task("regression", lower=lower, upper=upper)
+    return Task("regression", lower=lower, upper=upper, channel_names=channel_names)
 
 
 def _targets(table: SeriesTable, task: Task) -> Targets:
@@ -295,6 +326,11 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         for source, found in ((text, windows), (other, held_out)):
             if not found:
                 raise DataError(f"{source.source}: holds fewer than two tokens")
+    for source in (text, other):
+        if source.n_tokens == len(source.documents):
+            raise DataError(
+                f"{source.source}: every document is one token; nothing follows anything"
+            )
     chosen = fixed_sample(held_out, config.validation.batches * data.batch_size)
     problem = Problem(
         description=_description(

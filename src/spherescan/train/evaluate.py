@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from spherescan.data import Batch
+from spherescan.errors import DataError
 from spherescan.nn import SequenceModel
 from spherescan.train.objective import Objective
 
@@ -36,6 +37,9 @@ def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objectiv
         model: What is scored.
         batches: Each is scored once.
         objective: Loss and score.
+
+    Raises:
+        DataError: Nothing in the batches has a target.
     """
     loss = quality = 0.0
     n = 0
@@ -48,11 +52,12 @@ def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objectiv
             quality += scores.quality.double().sum().item()
             n += scores.loss.numel()
     model.train(was_training)
-    regression = objective.task.kind == "regression"
+    if n == 0:
+        raise DataError("nothing to score: no token has a successor in its document")
     mean = quality / n
     return Evaluation(
         loss=loss / n,
-        score=math.sqrt(mean) if regression else mean,
-        score_name="rmse" if regression else "accuracy",
+        score=math.sqrt(mean) if objective.score_name == "rmse" else mean,
+        score_name=objective.score_name,
         n=n,
     )

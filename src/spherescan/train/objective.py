@@ -41,27 +41,31 @@ class Objective:
     task: Task
     loss: ClassLoss
 
+    @property
+    def score_name(self) -> str:
+        """Return what the quality adds up to: "accuracy" or "rmse"."""
+        return "rmse" if self.task.kind == "regression" else "accuracy"
+
     def __call__(self, model: SequenceModel, batch: Batch) -> Scores:
         """Run the model and score every item of the batch that has a target."""
         z = model.embed(batch.inputs, mask=batch.mask, reset=batch.reset)
-        prototypes = model.head.prototypes
-        if self.task.kind == "regression":
-            return self._regression(z, prototypes, batch.targets)
         targets = batch.targets
+        if self.task.kind == "regression":
+            return self._regression(model, z, targets)
         if self.task.kind == "next_token":
             scored = targets != NO_TARGET
             z, targets = z[scored], targets[scored]
-        loss = self.loss(z, prototypes, targets)
+        loss = self.loss(z, model.head.prototypes, targets)
         with torch.no_grad():
             hit = (model.head(z).argmax(-1) == targets).to(loss.dtype)
         return Scores(loss, hit)
 
-    def _regression(self, z: Tensor, prototypes: Tensor, targets: Tensor) -> Scores:
+    def _regression(self, model: SequenceModel, z: Tensor, targets: Tensor) -> Scores:
         lower, upper = self.task.lower, self.task.upper
-        pole = prototypes[0]
-        wanted = to_cosine(targets.to(z.dtype), lower=lower, upper=upper)
-        loss = sphere_regression_loss(z, pole, wanted)
+        pole = model.head.prototypes[0]
+        # In float64: a range may be narrow beside the size of its values.
+        wanted = to_cosine(targets.double(), lower=lower, upper=upper)
+        loss = sphere_regression_loss(z, pole, wanted.to(z.dtype))
         with torch.no_grad():
-            cosine = torch.nn.functional.cosine_similarity(z, pole.expand_as(z), dim=-1)
-            predicted = from_cosine(cosine, lower=lower, upper=upper)
-            return Scores(loss, (predicted - targets).square().to(loss.dtype))
+            predicted = from_cosine(model.head(z)[:, 0].double(), lower=lower, upper=upper)
+            return Scores(loss, (predicted - targets).square())

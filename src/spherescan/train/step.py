@@ -62,19 +62,20 @@ def backprop_step(
     """
     optimizer.zero_grad(set_to_none=True)
     scores = objective(model, batch)
-    loss = scores.loss.mean()
+    n = max(1, scores.loss.numel())  # a batch of one-token documents has nothing to score
+    loss = scores.loss.sum() / n
     loss.backward()  # type: ignore[no-untyped-call]
 
     trained = [p for p in model.parameters() if p.requires_grad]
     norm = gradient_norm(trained)
     metrics = StepMetrics(
         loss=loss.item(),
-        quality=scores.quality.mean().item(),
+        quality=scores.quality.sum().item() / n,
         grad_norm=norm,
         grad_norm_embedding=gradient_norm(model.embedding.parameters()),
         grad_norm_prototypes=gradient_norm(model.head.parameters()),
         grad_norm_top=gradient_norm(model.layers[-1].parameters()),
-        clipped=0 < grad_clip < norm,
+        clipped=0 < grad_clip < norm < math.inf,
         updated=math.isfinite(loss.item()) and math.isfinite(norm),
     )
     if metrics.updated:

@@ -13,7 +13,7 @@ from spherescan.config import RunConfig
 from spherescan.data import Batch, SeriesStream, TokenStream
 from spherescan.errors import CheckpointError, NonFiniteError
 from spherescan.nn import ModelDescription, SequenceModel
-from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
+from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunLock, RunStore
 from spherescan.train.evaluate import Evaluation, evaluate
 from spherescan.train.objective import Objective
 from spherescan.train.optim import load_optimizer, make_optimizer, optimizer_tensors
@@ -102,7 +102,12 @@ class Trainer:
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
         )
-        self._metrics = MetricsLog(store.metrics_path, run_id=store.run_id)
+        self._lock = RunLock(store.path / "run.lock")
+        try:
+            self._metrics = MetricsLog(store.metrics_path, run_id=store.run_id)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def fit(
         self,
@@ -127,8 +132,6 @@ class Trainer:
         end = self.config.run.steps
         if steps is not None:
             end = min(end, self.counters.step + steps)
-        if not self.store.steps():
-            self.save()
         stopped: Stopped = "finished"
         self.model.train()
         with reporter or Reporter() as report:
@@ -157,8 +160,9 @@ class Trainer:
         self.store.prune(keep=self.config.checkpoint.keep, best_step=self.counters.best_step)
 
     def close(self) -> None:
-        """Close the metrics."""
+        """Close the metrics and let go of the run."""
         self._metrics.close()
+        self._lock.close()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint of the same run: weights, moments, counters, data and metrics.
@@ -201,16 +205,16 @@ class Trainer:
             lr=lr,
             grad_clip=optim.grad_clip,
         )
-        if not metrics.updated and self.config.run.on_non_finite == "fail":
-            raise NonFiniteError(
-                f"step {counters.step + 1}: loss {metrics.loss}, gradient norm "
-                f"{metrics.grad_norm}; nothing was updated; lower optim.lr, or leave such steps "
-                'out with run.on_non_finite = "skip"'
-            )
         counters.step += 1
         counters.bp_updates += metrics.updated
         counters.skipped += not metrics.updated
         self._log_step(metrics, lr)
+        if not metrics.updated and self.config.run.on_non_finite == "fail":
+            raise NonFiniteError(
+                f"step {counters.step}: loss {metrics.loss}, gradient norm "
+                f"{metrics.grad_norm}; nothing was updated; lower optim.lr, or leave such steps "
+                'out with run.on_non_finite = "skip"'
+            )
         report.stepped(counters.step, metrics, lr=lr)
 
     def _log_step(self, metrics: StepMetrics, lr: float) -> None:
@@ -236,8 +240,8 @@ class Trainer:
 
     @property
     def _quality_name(self) -> str:
-        regression = self.problem.objective.task.kind == "regression"
-        return "squared_error" if regression else "accuracy"
+        name = self.problem.objective.score_name
+        return "mse" if name == "rmse" else name
 
     def _after_step(self, report: Reporter) -> None:
         """Validate and save when it is time to."""

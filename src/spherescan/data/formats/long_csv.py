@@ -56,8 +56,10 @@ def read_long_csv(path: Path) -> SeriesTable:
     series: list[NDArray[np.float32]] = []
     outcomes: list[str] = []
     targets: list[float] = []
+    case_names: list[str] = []
     for case in _cases(rows, columns, source):
         series.append(_values(case, columns))
+        case_names.append(case.rows[0][0])
         if columns.outcome is None:
             continue
         name = columns.names[columns.outcome]
@@ -72,6 +74,8 @@ def read_long_csv(path: Path) -> SeriesTable:
         targets=np.array(targets, dtype=np.float64) if targets else None,
         class_names=None,
         source=source,
+        channel_names=tuple(columns.names[channel] for channel in columns.channels),
+        case_names=tuple(case_names),
     )
 
 
@@ -127,8 +131,8 @@ def _cases(
         if name in first_line:
             raise DataError(
                 f"{source}: line {lines[0]}: case {quoted(name)} comes back after line "
-                f"{first_line[name]}; wanted its rows together; sort the file by case or rename "
-                "the second"
+                f"{first_line[name]}; wanted its rows together; move them there in their "
+                "order, or rename the second"
             )
         first_line[name] = lines[0]
         yield _Case(list(lines), list(cells), source)

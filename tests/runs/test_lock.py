@@ -1,0 +1,51 @@
+import gc
+import os
+import signal
+
+import pytest
+
+from spherescan.errors import LockedError, RunDirectoryError
+from spherescan.runs import RunLock
+
+
+def test_one_holder_at_a_time(tmp_path):
+    first = RunLock(tmp_path / "run.lock")
+    with pytest.raises(LockedError, match=f"process {os.getpid()} is writing"):
+        RunLock(tmp_path / "run.lock")
+    first.close()
+    first.close()
+    second = RunLock(tmp_path / "run.lock")
+    assert (tmp_path / "run.lock").read_text() == f"{os.getpid()}\n"
+    second.close()
+
+
+def test_a_forgotten_lock_is_let_go(tmp_path):
+    RunLock(tmp_path / "run.lock")
+    gc.collect()
+    RunLock(tmp_path / "run.lock").close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_keep_it(tmp_path):
+    lock = RunLock(tmp_path / "run.lock")
+    ready, tell_ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(tell_ready, b"x")
+        signal.pause()
+    try:
+        os.read(ready, 1)
+        lock.close()
+        RunLock(tmp_path / "run.lock").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(tell_ready)
+
+
+def test_a_link_in_its_place_is_refused(tmp_path):
+    (tmp_path / "run.lock").symlink_to(tmp_path / "other")
+    with pytest.raises(RunDirectoryError, match="cannot be opened"):
+        RunLock(tmp_path / "run.lock")
+    assert not (tmp_path / "other").exists()
