@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code.
 
     Errors become one line on stderr: 2 usage or configuration, 3 data, 4 checkpoint or run
-    directory, 6 not finite, 7 storage, 130 and 143 signals.
+    directory, 5 locked, 6 not finite, 7 storage, 130 and 143 signals.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
