@@ -48,6 +48,11 @@ def refuse(tmp_path: Path, text: str, message: str, name: str = "a.toml") -> Non
         ("[data]\nsource = 'tokens'\n[model]\nbidirectional = true", "sees the tokens to predict"),
         ("[data]\nsource = 'tokens'\ntask = 'regression'", r"data\.task"),
         ("[data]\nsource = 'synthetic'\ntrain = 'x'", "exclude each other"),
+        ("[data]\nseq_len = 9", r"data\.seq_len is 9; it has an effect only with tokens"),
+        ("[data]\nsource = 'tokens'\njitter = 0.5", r"data\.jitter is 0\.5; .*\"series\""),
+        ("[model]\nn_pool_heads = 2", r"model\.n_pool_heads is 2; .*attention"),
+        ("[prototypes]\nloss = 'squared_cosine'\nscale = 3.0", r"prototypes\.scale is 3\.0"),
+        ("[data]\ntask = 'regression'\n[prototypes]\nlearnable = true", r"prototypes\.learnable"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path, text, message):
@@ -184,6 +189,24 @@ def test_anything_is_a_configuration_or_an_error_of_one_line(tree):
 def test_the_nearest_name_is_suggested():
     assert nearest("stpes", ["seed", "steps"]) == "did you mean 'steps'?"
     assert nearest("x", []) == ""
+
+
+def test_names_are_those_of_the_registries():
+    from typing import get_args
+
+    from spherescan.losses import PROTOTYPE_LOSSES
+    from spherescan.nn import MIXERS, POOLING_NAMES
+    from spherescan.nn.prototypes import INITS
+
+    fields = dict(settings())
+    pooling = get_args(fields["model.pooling"].annotation)[0]
+    assert sorted(get_args(pooling)) == sorted(POOLING_NAMES)
+    for key, registry in (
+        ("model.mixer", MIXERS),
+        ("prototypes.loss", PROTOTYPE_LOSSES),
+        ("prototypes.init", INITS),
+    ):
+        assert sorted(get_args(fields[key].annotation)) == sorted(registry)
 
 
 def test_every_setting_is_documented():

@@ -209,7 +209,32 @@ class RunConfig(Section):
             raise ValueError('data.task = "regression" is for data.source = "series"')
         if not tokens and not self.model.pooling:
             raise ValueError("model.pooling is empty; a series needs at least one")
+        for key, effective, condition in self._conditional():
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name)
+            usual = getattr(type(self).model_fields[section].default, name)
+            if not effective and value != usual:
+                raise ValueError(f"{key} is {json.dumps(value)}; it has an effect only {condition}")
         return self
+
+    def _conditional(self) -> list[tuple[str, bool, str]]:
+        """Return the settings that only matter under a condition, and whether it holds."""
+        series = self.data.source == "series"
+        softmax = self.prototypes.loss == "softmax" and self.data.task == "classification"
+        classes = self.data.task == "classification"
+        attention = series and "attention" in self.model.pooling
+        return [
+            ("data.jitter", series, 'with data.source = "series"'),
+            ("data.seq_len", not series, "with tokens"),
+            ("data.vocab_size", not series, "with tokens"),
+            ("validation.batches", not series, "with tokens"),
+            ("model.pooling", series, 'with data.source = "series"'),
+            ("model.n_pool_heads", attention, 'with "attention" in model.pooling'),
+            ("prototypes.loss", classes, 'with data.task = "classification"'),
+            ("prototypes.learnable", classes, 'with data.task = "classification"'),
+            ("prototypes.scale", softmax, 'with prototypes.loss = "softmax"'),
+            ("prototypes.margin", softmax, 'with prototypes.loss = "softmax"'),
+        ]
 
 
 def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -> RunConfig:
