@@ -116,5 +116,5 @@ class Bar(Reporter):
 def _validation_line(step: int, result: Evaluation, *, best: bool) -> str:
     return (
         f"step {step}  validation loss {result.loss:.4f}  "
-        f"{result.score_name} {result.score:.4f} (n = {result.n}){'  best so far' if best else ''}"
+        f"{result.score_name} {result.score:.4f} (n = {result.n}){'  kept as best' if best else ''}"
     )
