@@ -249,7 +249,7 @@ def _train(options: argparse.Namespace) -> int:
         now = dt.datetime.now(tz=dt.UTC).strftime("%Y%m%d-%H%M%S")
         name = str(Path("runs") / f"{now}-{os.getpid()}")
         config = config.model_copy(update={"run": config.run.model_copy(update={"dir": name})})
-    from spherescan.train import start  # noqa: PLC0415
+    from spherescan.train import start
 
     return _fit(start(config), options)
 
@@ -260,13 +260,13 @@ def _resume(options: argparse.Namespace) -> int:
         name: getattr(getattr(checked, name.partition(".")[0]), name.partition(".")[2])
         for name in _overrides(options)
     }
-    from spherescan.train import resume  # noqa: PLC0415
+    from spherescan.train import resume
 
     return _fit(resume(options.run, changes), options)
 
 
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
-    from spherescan.train import stop_on_signals  # noqa: PLC0415
+    from spherescan.train import stop_on_signals
 
     say = _hush if options.quiet or options.json else _say
     run, total = trainer.store.path, trainer.config.run.steps
@@ -316,9 +316,9 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
 
 
 def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from spherescan.train import Bar, Lines, Reporter  # noqa: PLC0415
+    from spherescan.train import Bar, Lines, Reporter
 
     console = Console()
     total = trainer.config.run.steps
@@ -330,7 +330,7 @@ def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
 
 
 def _load(options: argparse.Namespace) -> "Predictor":
-    from spherescan.inference import Predictor  # noqa: PLC0415
+    from spherescan.inference import Predictor
 
     which = options.checkpoint
     if which not in {"best", "newest"}:
@@ -342,8 +342,8 @@ def _load(options: argparse.Namespace) -> "Predictor":
 
 def _evaluate(options: argparse.Namespace) -> int:
     predictor = _load(options)
-    from spherescan.data import locate  # noqa: PLC0415
-    from spherescan.train import (  # noqa: PLC0415
+    from spherescan.data import locate
+    from spherescan.train import (
         build,
         evaluate,
         evaluation_batches,
@@ -379,8 +379,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     predictor = _load(options)
-    from spherescan.data import locate, open_tokens, read_series  # noqa: PLC0415
-    from spherescan.data.series import expect_channels  # noqa: PLC0415
+    from spherescan.data import locate, open_tokens, read_series
+    from spherescan.data.series import expect_channels
 
     path = locate(options.data)
     names: tuple[str, ...] | None = None
@@ -408,7 +408,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from spherescan.data import import_text  # noqa: PLC0415
+    from spherescan.data import import_text
 
     imported = import_text(
         options.source,
@@ -431,14 +431,14 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from spherescan.inspection import inspect  # noqa: PLC0415
+    from spherescan.inspection import inspect
 
     _print_facts(inspect(options.file), options)
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from spherescan.inspection import diagnose  # noqa: PLC0415
+    from spherescan.inspection import diagnose
 
     facts = diagnose()
     _print_facts(facts, options)
