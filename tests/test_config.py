@@ -30,7 +30,10 @@ def refuse(tmp_path: Path, text: str, message: str, name: str = "a.toml") -> Non
     ("text", "message"),
     [
         ("[run]\nstpes = 3", r"unknown key 'run\.stpes'; did you mean 'run\.steps'"),
-        ("[rnu]\nsteps = 3", "unknown key 'rnu'; did you mean 'run'"),
+        ("[rnu]\nsteps = 3", "unknown section 'rnu'; did you mean 'run'"),
+        ("[run]\nlr = 3", r"unknown key 'run\.lr'; it is 'optim\.lr'"),
+        ("[run]\ncolour = 3", r"unknown key 'run\.colour'; known are run\.dir, run\.steps, "),
+        ("d_model = 3", r"unknown key 'd_model'; it is 'model\.d_model'"),
         ("[run]\nsteps = '3'", r'run\.steps is "3"; it should be a valid integer'),
         ("[run]\nsteps = 3.0", r"run\.steps is 3\.0; it should be a valid integer"),
         ("[run]\nsteps = true", r"run\.steps is true; it should be a valid integer"),
@@ -146,7 +149,7 @@ def test_a_section_given_as_a_value_is_refused_with_its_flag(tmp_path):
     (tmp_path / "a.toml").write_text("run = 3")
     with pytest.raises(ConfigError, match=r"\[run\] must be a section"):
         load_config(tmp_path / "a.toml", {"run.steps": "4"})
-    with pytest.raises(ConfigError, match="unknown key"):
+    with pytest.raises(ConfigError, match=r"unknown key .* 'run\.steps'"):
         load_config(None, {"run.stpes": "4"})
 
 
@@ -188,7 +191,8 @@ def test_anything_is_a_configuration_or_an_error_of_one_line(tree):
 
 def test_the_nearest_name_is_suggested():
     assert nearest("stpes", ["seed", "steps"]) == "did you mean 'steps'?"
-    assert nearest("x", []) == ""
+    assert nearest("colour", ["seed", "steps"]) == "known are seed, steps"
+    assert nearest("colour", ["seed"] * 13) == "nothing here is like it"
 
 
 def test_names_are_those_of_the_registries():

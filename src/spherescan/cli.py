@@ -98,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             flags = [name for name in self._option_string_actions if name != "-h"]
-            hint = f"; {nearest(flag, flags)}" if flag.startswith("-") else ""
+            hint = f"; {nearest(flag, flags, after='--')}" if flag.startswith("-") else ""
             self.error(f"unknown argument {flag!r}{hint}")
         return known, unknown
 

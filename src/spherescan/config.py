@@ -296,15 +296,26 @@ def settings() -> Iterator[tuple[str, FieldInfo]]:
             yield f"{section}.{name}", setting
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Return a hint at the known name that is most like the given one.
+def nearest(name: str, known: list[str], *, after: str = "") -> str:
+    """Return a hint at the known name most like the given one, or all of a few when none is.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        after: A common beginning that does not count as likeness.
 
     Example:
         >>> nearest("stpes", ["seed", "steps"])
         "did you mean 'steps'?"
+        >>> nearest("colour", ["seed", "steps"])
+        'known are seed, steps'
     """
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"did you mean {close[0]!r}?" if close else ""
+    tails = [text.removeprefix(after) for text in known]
+    close = difflib.get_close_matches(name.removeprefix(after), tails, n=1)
+    if close:
+        return f"did you mean {after + close[0]!r}?"
+    # More than a dozen names are no hint.
+    return f"known are {', '.join(known)}" if len(known) <= 12 else "nothing here is like it"
 
 
 def to_toml(config: RunConfig) -> str:
@@ -395,9 +406,14 @@ def _explain(problem: ErrorDetails) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            section = key.rpartition(".")[0]
-            known = [name for name, _ in settings()] if section else list(RunConfig.model_fields)
-            return f"unknown key {key!r}; {nearest(key, known)}"
+            section, _, name = key.rpartition(".")
+            homes = [known for known, _ in settings() if known.endswith(f".{name}")]
+            if homes:
+                return f"unknown key {key!r}; it is {homes[0]!r}"
+            if not section:
+                return f"unknown section {key!r}; {nearest(key, list(RunConfig.model_fields))}"
+            here = [known for known, _ in settings() if known.startswith(f"{section}.")]
+            return f"unknown key {key!r}; {nearest(key, here, after=f'{section}.')}"
         case "value_error":
             return str(problem["ctx"]["error"])
         case "string_too_short":
