@@ -33,18 +33,23 @@ class RunLock:
         self._close = weakref.finalize(self, os.close, file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError:
-            holder = os.pread(file, 20, 0).decode(errors="replace").strip() or "unknown"
+            holder = os.pread(file, 20, 0).decode(errors="replace").strip()
             self.close()
             raise LockedError(
-                f"{path.parent}: process {holder} is writing this run; wait for it or stop it"
+                f"{path.parent}: process {holder or '(not yet known)'} is writing this run; "
+                "wait for it or stop it"
             ) from None
         except OSError as error:
             self.close()
             raise RunDirectoryError(f"{path}: cannot be locked: {error.strerror}") from error
+        self._file = file
         _held.add(self)
+
+    def sign(self) -> None:
+        """Write the process into the file, for the message that another one gets."""
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """Let go."""

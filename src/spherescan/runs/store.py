@@ -83,6 +83,11 @@ class RunStore:
         """Where the metrics are."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def lock_path(self) -> Path:
+        """Where the lock is."""
+        return self.path / "run.lock"
+
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is or would be."""
         return self.path / "ckpt" / f"step-{step:012d}.safetensors"

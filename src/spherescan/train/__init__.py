@@ -1,15 +1,9 @@
 """One run in memory: build, train, validate, save, resume."""
 
-from spherescan.train.build import (
-    build,
-    evaluation_batches,
-    expect_same_data,
-    objective_of,
-    resume,
-    start,
-)
+from spherescan.train.build import build, resume, start
 from spherescan.train.evaluate import Evaluation, evaluate
 from spherescan.train.objective import Objective
+from spherescan.train.problem import evaluation_batches, expect_same_data, objective_of
 from spherescan.train.progress import Bar, Lines, Reporter
 from spherescan.train.schedule import learning_rate
 from spherescan.train.signals import stop_on_signals

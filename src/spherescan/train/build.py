@@ -1,50 +1,18 @@
-"""From a configuration to a trainer: names are looked up and data is opened here, nowhere else."""
+"""From a configuration to a trainer."""
 
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from spherescan.config import CHANGEABLE, DataConfig, RunConfig, parse_config, to_toml
-from spherescan.data import (
-    Batch,
-    SeriesStream,
-    SeriesTable,
-    Task,
-    TokenData,
-    TokenStream,
-    locate,
-    open_tokens,
-    read_series,
-)
+from spherescan.config import CHANGEABLE, RunConfig, parse_config, to_toml
 from spherescan.data.order import derived_seed
-from spherescan.data.series import (
-    Targets,
-    channel_statistics,
-    class_indices,
-    class_names,
-    expect_channels,
-    fingerprint,
-    regression_targets,
-    series_batches,
-    stratified_split,
-)
-from spherescan.data.tokens import fixed_sample, split_windows, token_batches
-from spherescan.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    SpherescanError,
-    StorageError,
-)
-from spherescan.losses import PROTOTYPE_LOSSES
+from spherescan.errors import CheckpointError, ConfigError, SpherescanError, StorageError
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
 from spherescan.ops.form import selected_form
-from spherescan.runs import RunStore
-from spherescan.train.objective import ClassLoss, Objective
-from spherescan.train.trainer import Problem, Trainer
+from spherescan.runs import RunLock, RunStore
+from spherescan.train.problem import Problem, expect_same_data, open_problem
+from spherescan.train.trainer import Trainer
 
 
 def start(config: RunConfig) -> Trainer:
@@ -65,11 +33,13 @@ def start(config: RunConfig) -> Trainer:
     _set_threads(config)
     problem, model = build(config)
     store = RunStore.create(Path(config.run.dir).expanduser())
+    lock = RunLock(store.lock_path)
     try:
         (store.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        trainer = Trainer(config, problem, model, store)
+        trainer = Trainer(config, problem, model, store, lock)
         trainer.save()
     except OSError as error:
+        lock.close()
         store.discard()
         if isinstance(error, SpherescanError):
             raise
@@ -90,11 +60,22 @@ def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Tra
         ConfigError: A change of a setting that defines the run.
         CheckpointError: A checkpoint that is damaged, or of another run or model.
         DataError: The data is not what it was.
+        LockedError: Another process is writing the run.
         RunDirectoryError: There is no run.
     """
     store = RunStore.open(run_dir)
+    # Before anything is read: another process may be about to write a newer checkpoint.
+    lock = RunLock(store.lock_path)
+    try:
+        return _restored(store, lock, changes or {})
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, int | str]) -> Trainer:
     checkpoint = store.load()
-    config = _changed(checkpoint.state["config"], changes or {})
+    config = _changed(checkpoint.state["config"], changes)
     _set_threads(config)
     problem, model = build(config, place=False)
     expect_same_data(problem, config, checkpoint.state["fingerprint"])
@@ -106,7 +87,7 @@ def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Tra
             f"{store.checkpoint_path(checkpoint.state['step'])}: is of another "
             "model than its configuration"
         )
-    trainer = Trainer(config, problem, model, store)
+    trainer = Trainer(config, problem, model, store, lock)
     try:
         trainer.restore(checkpoint)
     except BaseException:
@@ -127,7 +108,7 @@ def build(config: RunConfig, *, place: bool = True) -> tuple[Problem, SequenceMo
         DataError: Data that cannot be used.
     """
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
-    problem, mean_std = _series(config) if config.data.source == "series" else _tokens(config)
+    problem, mean_std = open_problem(config)
     seed = derived_seed(config.run.seed, "weights")
     try:
         generator = torch.Generator().manual_seed(seed)
@@ -139,52 +120,6 @@ def build(config: RunConfig, *, place: bool = True) -> tuple[Problem, SequenceMo
         assert isinstance(model.embedding, SeriesEmbedding)
         model.embedding.set_statistics(*mean_std)
     return problem, model
-
-
-def expect_same_data(problem: Problem, config: RunConfig, fingerprint: str) -> None:
-    """Check data that was opened again against that of the run.
-
-    Raises:
-        DataError: It is not what it was.
-    """
-    if problem.fingerprint != fingerprint:
-        raise DataError(
-            f"{config.data.train}: training or validation data has changed since the run began; "
-            "put it back, or start a new run"
-        )
-
-
-def objective_of(task: Task, config: RunConfig) -> Objective:
-    """Return the loss of a task as the configuration asks for it."""
-    return Objective(task, _class_loss(config))
-
-
-def evaluation_batches(
-    path: Path, task: Task, config: RunConfig, *, n_channels: int | None, vocab_size: int | None
-) -> Iterable[Batch]:
-    """Open data of the kind a model was trained on and yield all of it once.
-
-    Args:
-        path: File or folder.
-        task: What the model predicts.
-        config: Configuration of its run.
-        n_channels: Channels of a series model.
-        vocab_size: Vocabulary of a token model.
-
-    Raises:
-        DataError: Other channels, an unknown class, or a token outside the vocabulary.
-    """
-    if task.kind == "next_token":
-        data = open_tokens(path, vocab_size=vocab_size)
-        seq_len = config.data.seq_len
-        windows = list(range(data.n_windows(seq_len)))
-        if not windows:
-            raise DataError(f"{path}: holds {data.n_tokens} token; two make a transition")
-        return token_batches(data, windows, seq_len=seq_len, batch_size=config.data.batch_size)
-    table = read_series(path)
-    assert n_channels is not None
-    expect_channels(table, n_channels, task.channel_names)
-    return series_batches(table.series, _targets(table, task), batch_size=64)
 
 
 def _changed(saved: dict[str, object], changes: Mapping[str, int | str]) -> RunConfig:
@@ -203,181 +138,3 @@ def _changed(saved: dict[str, object], changes: Mapping[str, int | str]) -> RunC
 def _set_threads(config: RunConfig) -> None:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-
-
-def _class_loss(config: RunConfig) -> ClassLoss:
-    loss = PROTOTYPE_LOSSES[config.prototypes.loss]
-    if config.prototypes.loss == "softmax":
-        return functools.partial(
-            loss, scale=config.prototypes.scale, margin=config.prototypes.margin
-        )
-    return loss
-
-
-def _description(
-    config: RunConfig,
-    *,
-    n_prototypes: int,
-    dim: int,
-    vocab_size: int | None = None,
-    n_channels: int | None = None,
-) -> ModelDescription:
-    model = config.model
-    return ModelDescription(
-        vocab_size=vocab_size,
-        n_channels=n_channels,
-        d_model=model.d_model,
-        n_layers=model.n_layers,
-        mixer=model.mixer,
-        d_state=model.d_state,
-        d_conv=model.d_conv,
-        expand=model.expand,
-        dt_rank=model.dt_rank,
-        gate=model.gate,
-        bidirectional=model.bidirectional,
-        pooling=() if vocab_size is not None else model.pooling,
-        n_pool_heads=model.n_pool_heads,
-        n_prototypes=n_prototypes,
-        prototype_dim=config.prototypes.dim or dim,
-        prototype_init=config.prototypes.init,
-        learnable_prototypes=config.prototypes.learnable,
-    )
-
-
-def _series(config: RunConfig) -> tuple[Problem, tuple[torch.Tensor, torch.Tensor]]:
-    data, seed = config.data, config.run.seed
-    table = read_series(locate(_required(data)))
-    task = _series_task(table, data)
-    targets = _targets(table, task)
-    if data.validation is None:
-        kept, held_out = stratified_split(targets, fraction=data.validation_fraction, seed=seed)
-        held_series = [table.series[i] for i in held_out]
-        held_targets: Targets = targets[held_out]
-        digest = fingerprint(table)
-    else:
-        other = read_series(locate(data.validation))
-        expect_channels(other, table.n_channels, task.channel_names)
-        kept, held_series, held_targets = (
-            np.arange(len(table)),
-            list(other.series),
-            _targets(other, task),
-        )
-        digest = f"{fingerprint(table)}/{fingerprint(other)}"
-    series = [table.series[i] for i in kept]
-    mean, std = (torch.from_numpy(values) for values in channel_statistics(series))
-    # Two poles of a regression, or one prototype per class. On a circle at least: the sphere in
-    # one dimension is two points, and no gradient leads from one to the other.
-    n_prototypes = 2 if task.kind == "regression" else len(task.class_names)
-    problem = Problem(
-        description=_description(
-            config, n_prototypes=n_prototypes, dim=n_prototypes, n_channels=table.n_channels
-        ),
-        objective=objective_of(task, config),
-        stream=SeriesStream(
-            series, targets[kept], batch_size=data.batch_size, seed=seed, jitter=data.jitter
-        ),
-        validation=lambda: series_batches(held_series, held_targets, batch_size=64),
-        fingerprint=digest,
-        summary=_series_summary(table, task, n_train=len(kept), n_validation=len(held_series)),
-    )
-    return problem, (mean, std)
-
-
-def _series_task(table: SeriesTable, data: DataConfig) -> Task:
-    channel_names = table.channel_names or ()
-    if data.task == "classification":
-        return Task("classification", class_names=class_names(table), channel_names=channel_names)
-    values = regression_targets(table)
-    lower, upper = float(values.min()), float(values.max())
-    if lower == upper:
-        raise DataError(f"{table.source}: every target is {lower}; there is nothing to predict")
-    return Task("regression", lower=lower, upper=upper, channel_names=channel_names)
-
-
-def _targets(table: SeriesTable, task: Task) -> Targets:
-    if task.kind == "classification":
-        return class_indices(table, task.class_names)
-    return regression_targets(table)
-
-
-def _series_summary(table: SeriesTable, task: Task, *, n_train: int, n_validation: int) -> str:
-    lengths = [len(values) for values in table.series]
-    span = str(lengths[0]) if len(set(lengths)) == 1 else f"{min(lengths)} to {max(lengths)}"
-    what = f"{len(task.class_names)} classes" if task.class_names else "one number each"
-    return (
-        f"{n_train} series for training, {n_validation} for validation; "
-        f"{table.n_channels} channels, length {span}, {what}"
-    )
-
-
-def _tokens(config: RunConfig) -> tuple[Problem, None]:
-    data = config.data
-    text = _synthetic(data) if data.source == "synthetic" else _open(_required(data), data)
-    if data.validation is None:
-        windows, held_out = split_windows(
-            text, seq_len=data.seq_len, fraction=data.validation_fraction
-        )
-        other, digest = text, text.fingerprint
-    else:
-        other = open_tokens(locate(data.validation), vocab_size=text.vocab_size)
-        digest = f"{text.fingerprint}/{other.fingerprint}"
-        windows = range(text.n_windows(data.seq_len))
-        held_out = range(other.n_windows(data.seq_len))
-        for source, found in ((text, windows), (other, held_out)):
-            if not found:
-                raise DataError(f"{source.source}: holds fewer than two tokens")
-    for source in (text, other):
-        if source.n_tokens == len(source.documents):
-            raise DataError(
-                f"{source.source}: every document is one token; nothing follows anything"
-            )
-    chosen = fixed_sample(held_out, config.validation.batches * data.batch_size)
-    problem = Problem(
-        description=_description(
-            config,
-            n_prototypes=text.vocab_size,
-            dim=min(text.vocab_size, config.model.d_model),
-            vocab_size=text.vocab_size,
-        ),
-        objective=objective_of(Task("next_token"), config),
-        stream=TokenStream(
-            text, windows, seq_len=data.seq_len, batch_size=data.batch_size, seed=config.run.seed
-        ),
-        validation=lambda: token_batches(
-            other, chosen, seq_len=data.seq_len, batch_size=data.batch_size
-        ),
-        fingerprint=digest,
-        summary=(
-            f"{text.n_tokens} tokens of {text.vocab_size} in {len(text.documents)} documents; "
-            f"{len(windows)} windows of {data.seq_len} for training, {len(chosen)} of "
-            f"{len(held_out)} held out for validation"
-        ),
-    )
-    return problem, None
-
-
-def _open(name: str, data: DataConfig) -> TokenData:
-    return open_tokens(locate(name), vocab_size=data.vocab_size)
-
-
-def _synthetic(data: DataConfig) -> TokenData:
-    """Count up: 65 536 tokens, each its position modulo the vocabulary (8192 unless set)."""
-    vocab_size = data.vocab_size or 8192
-    tokens = (np.arange(1 << 16) % vocab_size).astype(np.uint32)
-    return TokenData(
-        shards=(tokens,),
-        documents=np.zeros(1, dtype=np.uint64),
-        vocab_size=vocab_size,
-        source="synthetic",
-        fingerprint=f"synthetic/{vocab_size}",
-    )
-
-
-def _required(data: DataConfig) -> str:
-    if data.train is None:
-        raise ConfigError(
-            "no training data: set data.train to a file (or --data.train FILE), try "
-            "--data.train sample:JapaneseVowels_TRAIN.ts, or ask for made-up tokens with "
-            "--data.source synthetic"
-        )
-    return data.train

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from spherescan.config import RunConfig
-from spherescan.data import Batch, SeriesStream, TokenStream
+from spherescan.data import Batch
 from spherescan.errors import CheckpointError, NonFiniteError
-from spherescan.nn import ModelDescription, SequenceModel
+from spherescan.nn import SequenceModel
 from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunLock, RunStore
 from spherescan.train.evaluate import Evaluation, evaluate
-from spherescan.train.objective import Objective
 from spherescan.train.optim import load_optimizer, make_optimizer, optimizer_tensors
+from spherescan.train.problem import Problem
 from spherescan.train.progress import Reporter
 from spherescan.train.schedule import learning_rate
 from spherescan.train.step import StepMetrics, backprop_step
@@ -51,27 +51,6 @@ class Counters:
     since_improvement: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is learned on what, as `build` made it from a configuration.
-
-    Attributes:
-        description: How to build the model again.
-        objective: Loss and score.
-        stream: Training batches.
-        validation: Makes the fixed validation batches; the same ones every time.
-        fingerprint: Digest of the data.
-        summary: One line for a person.
-    """
-
-    description: ModelDescription
-    objective: Objective
-    stream: SeriesStream | TokenStream
-    validation: Callable[[], Iterable[Batch]]
-    fingerprint: str
-    summary: str
-
-
 class Trainer:
     """Train a model, and save all that is needed to go on with the same bits.
 
@@ -87,10 +66,16 @@ class Trainer:
         problem: What is learned on what.
         model: What is trained.
         store: The folder of the run.
+        lock: Held on it; `close` lets go.
     """
 
     def __init__(
-        self, config: RunConfig, problem: Problem, model: SequenceModel, store: RunStore
+        self,
+        config: RunConfig,
+        problem: Problem,
+        model: SequenceModel,
+        store: RunStore,
+        lock: RunLock,
     ) -> None:
         self.config, self.problem, self.model, self.store = config, problem, model, store
         self.counters = Counters()
@@ -102,12 +87,9 @@ class Trainer:
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
         )
-        self._lock = RunLock(store.path / "run.lock")
-        try:
-            self._metrics = MetricsLog(store.metrics_path, run_id=store.run_id)
-        except BaseException:
-            self._lock.close()
-            raise
+        self._lock = lock
+        lock.sign()
+        self._metrics = MetricsLog(store.metrics_path, run_id=store.run_id)
 
     def fit(
         self,
