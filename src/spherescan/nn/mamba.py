@@ -12,12 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from spherescan.nn.init import depthwise_conv1d, linear, uniform_
-from spherescan.ops import (
-    causal_conv1d,
-    causal_conv1d_step,
-    selective_scan,
-    selective_scan_step,
-)
+from spherescan.ops import causal_conv1d_step, mamba_inner, selective_scan_step
 
 # The range of step sizes at the start: with A from -1 to -16 states then forget within a token
 # to about a thousand tokens.
@@ -120,26 +115,17 @@ class Mamba(nn.Module):
         Returns:
             The output, and the state after the last position.
         """
-        u, gate = self._branches(x)
-        u, conv_state = causal_conv1d(
-            u,
+        y, conv_state, ssm_state = mamba_inner(
+            self.in_proj(x),
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
-            state=None if state is None else state.conv,
-            reset=reset,
-        )
-        delta, B, C = self._selection(u)
-        y, ssm_state = selective_scan(
-            u,
-            delta,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
             -torch.exp(self.A_log),
-            B,
-            C,
             self.D,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-            gate=gate,
-            state=None if state is None else state.ssm,
+            conv_state=None if state is None else state.conv,
+            ssm_state=None if state is None else state.ssm,
             reset=reset,
         )
         return self.out_proj(y), MambaState(conv_state, ssm_state)

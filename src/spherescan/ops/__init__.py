@@ -4,6 +4,7 @@ Letters: b batch, l length, d channels, n state, k kernel width.
 """
 
 from spherescan.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from spherescan.ops.mamba_inner import mamba_inner
 from spherescan.ops.selective_scan import selective_scan, selective_scan_step
 
-__all__ = ["causal_conv1d", "causal_conv1d_step", "selective_scan", "selective_scan_step"]
+__all__ = ["causal_conv1d", "causal_conv1d_step", "mamba_inner", "selective_scan", "selective_scan_step"]

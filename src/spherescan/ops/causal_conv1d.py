@@ -1,4 +1,4 @@
-"""The causal depthwise convolution in front of the scan, its fast torch form and its single step.
+"""The causal depthwise convolution in front of the scan: its forms and its single step.
 
 Letters: b batch, l length, d channels, k kernel width, w = k - 1.
 """
@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.ops import reference
-from spherescan.ops.form import selected_form
+from spherescan.ops import native, reference
+from spherescan.ops.form import form_for
+from spherescan.ops.native_conv import conv_operator
 
 
 def causal_conv1d(
@@ -52,7 +53,13 @@ def causal_conv1d(
         raise ValueError(
             f"reset is {tuple(reset.shape)} {reset.dtype}; expected {(batch, length)} torch.bool"
         )
-    form = reference.causal_conv1d if selected_form() == "reference" else _torch_conv
+    match form_for(x, weight, bias):
+        case "native":
+            form = _native_conv
+        case "torch":
+            form = _torch_conv
+        case "reference":
+            form = reference.causal_conv1d
     return form(x, weight, bias, activation=activation, state=state, reset=reset)
 
 
@@ -84,6 +91,36 @@ def causal_conv1d_step(
     return reference.causal_conv1d_step(x, weight, bias, activation=activation, state=state)
 
 
+def _native_conv(
+    x: Float[Tensor, "b l d"],
+    weight: Float[Tensor, "d k"],
+    bias: Float[Tensor, " d"] | None,
+    *,
+    activation: str | None,
+    state: Float[Tensor, "b d w"],
+    reset: Bool[Tensor, "b l"] | None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d w"]]:
+    dtypes = [t.dtype for t in (x, weight, bias, state) if t is not None]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    values = x if x.dtype == torch.bfloat16 and dtype == torch.float32 else x.to(dtype)
+    parameters = [None if t is None else t.to(dtype) for t in (weight, bias, state)]
+    y = conv_operator(values, *parameters, reset, activation == "silu", native.simd())
+    return y.to(x.dtype), conv_tail(x, state, reset)
+
+
+def conv_tail(
+    x: Float[Tensor, "b l d"], state: Float[Tensor, "b d w"], reset: Bool[Tensor, "b l"] | None
+) -> Float[Tensor, "b d w"]:
+    """Return the last inputs, zero where a document began after them."""
+    reach = state.shape[2]
+    recent = x[:, max(0, x.shape[1] - reach) :].transpose(1, 2)
+    tail = torch.cat([state, recent], dim=2)[:, :, recent.shape[2] :]
+    if reset is None:
+        return tail
+    back = torch.arange(reach - 1, -1, -1, device=x.device)
+    return tail.where((_age(reset)[:, -1:] >= back)[:, None, :], 0.0)
+
+
 def _torch_conv(
     x: Float[Tensor, "b l d"],
     weight: Float[Tensor, "d k"],
@@ -100,7 +137,6 @@ def _torch_conv(
     padded = torch.cat([state, x.transpose(1, 2)], dim=2)
     if reset is None:
         y = functional.conv1d(padded, weight.unsqueeze(1), bias, groups=weight.shape[0])
-        tail = padded[:, :, length:]
     else:
         age = _age(reset)
         # Tap j looks j positions back; a document younger than that has nothing there.
@@ -113,11 +149,9 @@ def _torch_conv(
         y = torch.stack(taps).sum(0)
         if bias is not None:
             y = y + bias[:, None]
-        reach = torch.arange(width - 1, 0, -1, device=x.device)
-        tail = padded[:, :, length:].where((age[:, -1:] >= reach - 1)[:, None, :], 0.0)
     if activation == "silu":
         y = functional.silu(y)
-    return y.transpose(1, 2), tail
+    return y.transpose(1, 2), conv_tail(x, state, reset)
 
 
 def _age(reset: Bool[Tensor, "b l"]) -> Tensor:

@@ -1,11 +1,14 @@
-"""Which form of an op runs: the plain reference or the fast torch form."""
+"""Which form of an op runs: the plain reference, the fast torch form or the native kernels."""
 
 import os
 from typing import Literal
 
-from spherescan.errors import ConfigError
+from torch import Tensor
 
-Form = Literal["reference", "torch"]
+from spherescan.errors import ConfigError
+from spherescan.ops import native
+
+Form = Literal["reference", "torch", "native"]
 
 ENVIRONMENT_VARIABLE = "SPHERESCAN_OPS"
 
@@ -18,12 +21,27 @@ def selected_form() -> Form:
     """
     name = os.environ.get(ENVIRONMENT_VARIABLE, "")
     match name:
-        case "" | "torch":
+        case "":
+            return "torch" if native.unavailable() else "native"
+        case "torch":
             return "torch"
         case "reference":
             return "reference"
+        case "native":
+            if reason := native.unavailable():
+                raise ConfigError(
+                    f"{ENVIRONMENT_VARIABLE}=native, but there are no native kernels: {reason}; "
+                    "install with a C++ compiler, or use torch or reference"
+                )
+            return "native"
         case _:
             raise ConfigError(
                 f"{ENVIRONMENT_VARIABLE}={name!r} is not a form of the ops; "
-                "use reference or torch, or unset it"
+                "use native, torch or reference, or unset it"
             )
+
+
+def form_for(*tensors: Tensor | None) -> Form:
+    """Return the form that computes with these: the selected one, or torch where kernels cannot."""
+    form = selected_form()
+    return "torch" if form == "native" and not native.supports(*tensors) else form

@@ -1,15 +1,18 @@
-"""The selective scan (S6) of Mamba, its fast torch form and its single step.
+"""The selective scan (S6) of Mamba: the choice of its form, the torch form, and its single step.
 
 Letters: b batch, l length, d channels, n state.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.ops import reference
-from spherescan.ops.form import selected_form
+from spherescan.ops import native, reference
+from spherescan.ops.form import form_for
+from spherescan.ops.native_scan import ScanInputs, scan_operator, scan_step, step_operator
 
 
 def selective_scan(
@@ -75,10 +78,15 @@ def selective_scan(
     _expect("gate", gate, (batch, length, d_inner))
     _expect("state", state, (batch, d_inner, d_state))
     _expect("reset", reset, (batch, length), dtype=torch.bool)
+    form = form_for(u, delta, A, B, C, D, delta_bias, gate, state)
+    if form == "native":
+        return _native_scan(
+            u, delta, A, B, C, D, delta_bias, gate, state, reset, delta_softplus=delta_softplus
+        )
     dtype = _state_dtype(u, delta, A, B, C, D, state)
     if state is None:
         state = u.new_zeros(batch, d_inner, d_state, dtype=dtype)
-    scan = reference.selective_scan if selected_form() == "reference" else _unbound_scan
+    scan = reference.selective_scan if form == "reference" else _unbound_scan
     y, state = scan(
         u,
         delta,
@@ -138,6 +146,14 @@ def selective_scan_step(
     _expect("delta_bias", delta_bias, (d_inner,))
     _expect("gate", gate, (batch, d_inner))
     _expect("state", state, (batch, d_inner, d_state))
+    dtype = _state_dtype(u, delta, A, B, C, D, state)
+    tensors = (u, delta, A, B, C, D, delta_bias, gate, state)
+    if form_for(*tensors) == "native" and not _records_gradient(*tensors):
+        inputs = _in_matching_types(u, delta, A, B, C, D, delta_bias, gate, state)
+        # Eager calls go straight to the kernel: an operator costs as much as the step itself.
+        step = step_operator if torch.compiler.is_compiling() else scan_step
+        y, state = step(*inputs, delta_softplus, native.simd())
+        return y.to(u.dtype), state
     y, state = reference.selective_scan_step(
         u,
         delta,
@@ -148,9 +164,47 @@ def selective_scan_step(
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
         gate=gate,
-        state=state.to(_state_dtype(u, delta, A, B, C, D, state)),
+        state=state.to(dtype),
     )
     return y.to(u.dtype), state
+
+
+def _native_scan(
+    *tensors: Tensor | None, delta_softplus: bool
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
+    *floating, reset = tensors
+    inputs = ScanInputs(
+        *_in_matching_types(*floating), reset, delta_softplus=delta_softplus, simd=native.simd()
+    )
+    y, state, _ = scan_operator(*inputs, _records_gradient(*floating))
+    u = tensors[0]
+    assert u is not None
+    return y.to(u.dtype), state
+
+
+def _in_matching_types(*tensors: Tensor | None) -> list[Any]:
+    """Cast as the kernels want it: values of one type, parameters and states of what it computes in.
+
+    Args:
+        tensors: u, delta, A, B, C, D, delta_bias, gate, state.
+    """
+    values = {index: x.dtype for index, x in enumerate(tensors) if x is not None}
+    double = torch.float64 in values.values()
+    short = all(values[i] == torch.bfloat16 for i in _VALUES if i in values)
+    parameter_dtype = torch.float64 if double else torch.float32
+    value_dtype = torch.bfloat16 if short and not double else parameter_dtype
+    return [
+        x if x is None else x.to(value_dtype if index in _VALUES else parameter_dtype)
+        for index, x in enumerate(tensors)
+    ]
+
+
+# Of u, delta, A, B, C, D, delta_bias, gate, state: those that vary with the position.
+_VALUES = (0, 1, 3, 4, 7)
+
+
+def _records_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _unbound_scan(

@@ -1,0 +1,43 @@
+// The functions of exp.h on arrays, so that tests can hold them to their bounds.
+#include "exp.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace spherescan::SPHERESCAN_LEVEL {
+namespace {
+
+template <class T>
+Vector<T> evaluate(std::int32_t function, Vector<T> x) {
+    switch (function) {
+        case 0:
+            return exp2(x);
+        case 1:
+            return sigmoid<T>(x);
+        default:
+            return softplus<T>(x);
+    }
+}
+
+template <class T>
+void apply_typed(std::int32_t function, const T* from, T* to, Index count) {
+    const FlushSubnormals mode;
+    for (Index i = 0; i < count; i += kWidth<T>) {
+        const Index lanes = count - i < kWidth<T> ? count - i : kWidth<T>;
+        T values[kWidth<T>] = {};
+        std::memcpy(values, from + i, sizeof(T) * lanes);
+        store<T>(values, evaluate<T>(function, load(values)));
+        std::memcpy(to + i, values, sizeof(T) * lanes);
+    }
+}
+
+}  // namespace
+
+void apply(std::int32_t function, std::int32_t type, const void* from, void* to, std::int64_t count) {
+    if (type == SPHERESCAN_FLOAT64) {
+        apply_typed(function, static_cast<const double*>(from), static_cast<double*>(to), count);
+    } else {
+        apply_typed(function, static_cast<const float*>(from), static_cast<float*>(to), count);
+    }
+}
+
+}  // namespace spherescan::SPHERESCAN_LEVEL

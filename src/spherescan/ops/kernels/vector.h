@@ -1,0 +1,177 @@
+// Vectors of the native width, in the vector extensions of GCC and clang.
+//
+// Every source file that includes this header is compiled once per SIMD level, inside a namespace named after the level
+// (SPHERESCAN_LEVEL), with vectors of SPHERESCAN_VECTOR_BYTES. The width must be the native one: a wider type is split by
+// the compiler through memory and costs many times the narrow one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace spherescan::SPHERESCAN_LEVEL {
+
+using Index = std::int64_t;
+
+// A bfloat16 as it lies in memory: the upper half of a float32.
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+template <class T>
+struct VectorOf;
+
+template <>
+struct VectorOf<float> {
+    typedef float Values __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+    typedef std::int32_t Mask __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+};
+
+template <>
+struct VectorOf<double> {
+    typedef double Values __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+    typedef std::int64_t Mask __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+};
+
+template <class T>
+using Vector = typename VectorOf<T>::Values;
+
+// Integers of the same width as the values: all bits set where a comparison held.
+template <class T>
+using Mask = typename VectorOf<T>::Mask;
+
+template <class T>
+constexpr int kWidth = SPHERESCAN_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+// The type that is computed in: bfloat16 only ever lies in memory.
+template <class T>
+struct ComputeOf {
+    using Type = T;
+};
+
+template <>
+struct ComputeOf<BFloat16> {
+    using Type = float;
+};
+
+template <class T>
+using Compute = typename ComputeOf<T>::Type;
+
+#define SPHERESCAN_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+SPHERESCAN_INLINE Vector<T> splat(T value) {
+    return value - Vector<T>{};  // unlike an addition of zero, exact for every value: the compiler leaves it out
+}
+
+// Load and store a whole vector of compute values, at any alignment.
+template <class T>
+SPHERESCAN_INLINE Vector<T> load(const T* from) {
+    Vector<T> values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
+template <class T>
+SPHERESCAN_INLINE void store(T* to, Vector<T> values) {
+    std::memcpy(to, &values, sizeof values);
+}
+
+template <class T>
+SPHERESCAN_INLINE Mask<T> load_mask(const T* from) {
+    Mask<T> mask;
+    std::memcpy(&mask, from, sizeof mask);
+    return mask;
+}
+
+// a where the mask is set, else b.
+template <class T>
+SPHERESCAN_INLINE Vector<T> select(Mask<T> mask, Vector<T> a, Vector<T> b) {
+    return mask ? a : b;
+}
+
+// Zero where the mask is not set: infinities and NaN too, which a multiplication would keep.
+template <class T>
+SPHERESCAN_INLINE Vector<T> keep(Mask<T> mask, Vector<T> values) {
+    return (Vector<T>)((Mask<T>)values & mask);
+}
+
+SPHERESCAN_INLINE Vector<float> magnitude(Vector<float> x) {
+    return (Vector<float>)((Mask<float>)x & 0x7fffffff);
+}
+
+SPHERESCAN_INLINE Vector<double> magnitude(Vector<double> x) {
+    return (Vector<double>)((Mask<double>)x & INT64_C(0x7fffffffffffffff));
+}
+
+// The sum over the lanes of a vector in memory, always in the same order: 16 bytes at a time, then the lanes of those.
+template <class T>
+SPHERESCAN_INLINE T sum_lanes(const T* from) {
+    typedef T Quarter __attribute__((vector_size(16)));
+    constexpr int lanes = 16 / sizeof(T);
+    Quarter total, next;
+    std::memcpy(&total, from, sizeof total);
+#pragma GCC unroll 4
+    for (int i = lanes; i < kWidth<T>; i += lanes) {
+        std::memcpy(&next, from + i, sizeof next);
+        total += next;
+    }
+    T value = total[0] + total[lanes / 2];
+    if constexpr (lanes == 4) value += total[1] + total[3];
+    return value;
+}
+
+template <class T>
+SPHERESCAN_INLINE T sum(Vector<T> values) {
+    T lanes[kWidth<T>];
+    store<T>(lanes, values);
+    return sum_lanes(lanes);
+}
+
+// One value: to and from memory, whatever it is stored as.
+SPHERESCAN_INLINE float read_one(const float* from) { return *from; }
+SPHERESCAN_INLINE double read_one(const double* from) { return *from; }
+SPHERESCAN_INLINE float read_one(const BFloat16* from) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(from->bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+SPHERESCAN_INLINE void write_one(float* to, float value) { *to = value; }
+SPHERESCAN_INLINE void write_one(double* to, double value) { *to = value; }
+SPHERESCAN_INLINE void write_one(BFloat16* to, float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    // To nearest, ties to even; a NaN must not be rounded up into an infinity.
+    const std::uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    to->bits = static_cast<std::uint16_t>((value != value ? (bits | 0x400000) : rounded) >> 16);
+}
+
+// A whole vector: to and from memory, whatever it is stored as.
+SPHERESCAN_INLINE Vector<float> read(const float* from) { return load(from); }
+SPHERESCAN_INLINE Vector<double> read(const double* from) { return load(from); }
+SPHERESCAN_INLINE Vector<float> read(const BFloat16* from) {
+    typedef std::uint16_t Half __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES / 2)));
+    typedef std::uint32_t Whole __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+    Half half;
+    std::memcpy(&half, from, sizeof half);
+    return (Vector<float>)(__builtin_convertvector(half, Whole) << 16);
+}
+
+SPHERESCAN_INLINE void write(float* to, Vector<float> values) { store(to, values); }
+SPHERESCAN_INLINE void write(double* to, Vector<double> values) { store(to, values); }
+SPHERESCAN_INLINE void write(BFloat16* to, Vector<float> values) {
+    typedef std::uint16_t Half __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES / 2)));
+    typedef std::uint32_t Whole __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+    const Whole bits = (Whole)values;
+    const Whole rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const Whole chosen = (Whole)(values != values) ? (bits | 0x400000) : rounded;
+    const Half half = __builtin_convertvector(chosen >> 16, Half);
+    std::memcpy(to, &half, sizeof half);
+}
+
+}  // namespace spherescan::SPHERESCAN_LEVEL

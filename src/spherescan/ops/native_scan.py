@@ -1,0 +1,342 @@
+"""The native selective scan: calls of its kernels, and those calls as operators of torch.
+
+Values (u, delta, gate, B, C and their gradients) share one element type. Parameters and states are
+float32 beside float32 and bfloat16 values, float64 beside float64 ones.
+
+Letters: b batch, l length, d channels, n state.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spherescan.ops import native
+
+
+class ScanInputs(NamedTuple):
+    """What a scan reads, and how."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    delta_bias: Tensor | None
+    gate: Tensor | None
+    state: Tensor | None
+    reset: Tensor | None
+    delta_softplus: bool
+    simd: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Batch, length, channels, states."""
+        b, l, d = self.u.shape
+        return b, l, d, self.A.shape[1]
+
+
+class ScanGradients(NamedTuple):
+    """One gradient per tensor of `ScanInputs`; empty where there was none."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    delta_bias: Tensor
+    gate: Tensor
+    state: Tensor
+
+
+def scan_forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the scan.
+
+    Args:
+        inputs: What it reads.
+        keep: Whether to fill the checkpoints that the backward pass needs.
+
+    Returns:
+        The output, the state after the last position, and the checkpoints (empty if not kept).
+    """
+    inputs = _followed(inputs)
+    b, l, d, n = inputs.sizes
+    dtype = native.compute_dtype(inputs.u.dtype)
+    y = torch.empty(b, l, d, dtype=inputs.u.dtype)
+    final_state = torch.empty(b, d, n, dtype=dtype)
+    checkpoints = torch.empty(_checkpoint_values(inputs) if keep else 0, dtype=dtype)
+    call = _call(inputs)
+    if keep:
+        _give(call, checkpoints)
+    call.y = native.rows("y", y, (b, l, d), y.dtype)
+    call.final_state = final_state.data_ptr()
+    native.call("spherescan_selective_scan", call)
+    return y, final_state, checkpoints
+
+
+def scan_backward(
+    inputs: ScanInputs,
+    checkpoints: Tensor,
+    y_grad: Tensor,
+    final_state_grad: Tensor | None,
+    *,
+    gate_grad: Tensor | None = None,
+    B_grad: Tensor | None = None,
+    C_grad: Tensor | None = None,
+) -> ScanGradients:
+    """Compute all gradients.
+
+    Args:
+        inputs: What the forward pass read.
+        checkpoints: What it kept.
+        y_grad: Gradient of the output.
+        final_state_grad: Gradient of the final state; zero when missing.
+        gate_grad: Where to write this gradient; new memory when missing.
+        B_grad: The same.
+        C_grad: The same.
+
+    Raises:
+        ValueError: An output that shares memory with an input.
+    """
+    inputs = _followed(inputs)
+    b, l, d, n = inputs.sizes
+    values, dtype = inputs.u.dtype, native.compute_dtype(inputs.u.dtype)
+    y_grad = native.contiguous_rows(y_grad)
+    if final_state_grad is not None:
+        final_state_grad = final_state_grad.contiguous()
+    given = {"gate_grad": gate_grad, "B_grad": B_grad, "C_grad": C_grad}
+    reads: dict[str, Any] = {"y_grad": y_grad, "final_state_grad": final_state_grad}
+    native.disjoint(
+        {name: x for name, x in given.items() if x is not None},
+        reads | {k: v for k, v in inputs._asdict().items() if isinstance(v, Tensor)},
+    )
+
+    def new(wanted: bool, *shape: int, like: torch.dtype) -> Tensor:
+        return torch.empty(shape if wanted else (0,), dtype=like)
+
+    gradients = ScanGradients(
+        u=new(True, b, l, d, like=values),
+        delta=new(True, b, l, d, like=values),
+        A=new(True, d, n, like=dtype),
+        B=new(True, b, l, n, like=values) if B_grad is None else B_grad,
+        C=new(True, b, l, n, like=values) if C_grad is None else C_grad,
+        D=new(True, d, like=dtype),
+        delta_bias=new(inputs.delta_bias is not None, d, like=dtype),
+        gate=new(inputs.gate is not None, b, l, d, like=values) if gate_grad is None else gate_grad,
+        state=new(inputs.state is not None, b, d, n, like=dtype),
+    )
+    call = _call(inputs)
+    _give(call, checkpoints)
+    call.y_grad = native.rows("y_grad", y_grad, (b, l, d), values)
+    call.final_state_grad = native.dense(
+        "final_state_grad", final_state_grad, (b, d, n), dtype
+    )
+    call.u_grad = native.rows("u_grad", gradients.u, (b, l, d), values)
+    call.delta_grad = native.rows("delta_grad", gradients.delta, (b, l, d), values)
+    if inputs.gate is not None:
+        call.gate_grad = native.rows("gate_grad", gradients.gate, (b, l, d), values)
+    call.B_grad = native.rows("B_grad", gradients.B, (b, l, n), values)
+    call.C_grad = native.rows("C_grad", gradients.C, (b, l, n), values)
+    call.A_grad = gradients.A.data_ptr()
+    call.D_grad = gradients.D.data_ptr()
+    if inputs.delta_bias is not None:
+        call.delta_bias_grad = gradients.delta_bias.data_ptr()
+    if inputs.state is not None:
+        call.state_grad = gradients.state.data_ptr()
+    native.call("spherescan_selective_scan_backward", call)
+    return gradients
+
+
+def _followed(inputs: ScanInputs) -> ScanInputs:
+    """Copy what lies in memory in a way that the kernels cannot follow."""
+    rows = {name: native.contiguous_rows(getattr(inputs, name)) for name in ("u", "delta", "B", "C")}
+    dense = {
+        name: None if tensor is None else tensor.contiguous()
+        for name in ("A", "D", "delta_bias", "state", "reset")
+        for tensor in (getattr(inputs, name),)
+    }
+    gate = None if inputs.gate is None else native.contiguous_rows(inputs.gate)
+    return inputs._replace(gate=gate, **rows, **dense)
+
+
+def _call(inputs: ScanInputs) -> native.Scan:
+    """Check every tensor and fill in where it lies."""
+    b, l, d, n = inputs.sizes
+    values, dtype = inputs.u.dtype, native.compute_dtype(inputs.u.dtype)
+    call = native.Scan(
+        batch=b,
+        length=l,
+        d_inner=d,
+        d_state=n,
+        type=native.type_code(values),
+        threads=native.threads(),
+        delta_softplus=inputs.delta_softplus,
+        simd=inputs.simd,
+    )
+    for name, width in (("u", d), ("delta", d), ("gate", d), ("B", n), ("C", n)):
+        setattr(call, name, native.rows(name, getattr(inputs, name), (b, l, width), values))
+    for name, shape in (("A", (d, n)), ("D", (d,)), ("delta_bias", (d,)), ("state", (b, d, n))):
+        setattr(call, name, native.dense(name, getattr(inputs, name), shape, dtype))
+    if inputs.reset is not None:
+        native.dense("reset", inputs.reset, (b, l), torch.bool)
+        call.reset = native.Rows(inputs.reset.data_ptr(), l, 1)
+    return call
+
+
+def _give(call: native.Scan, checkpoints: Tensor) -> None:
+    call.checkpoints = checkpoints.data_ptr()
+    call.checkpoint_values = checkpoints.numel()
+
+
+def _checkpoint_values(inputs: ScanInputs) -> int:
+    double = inputs.u.dtype == torch.float64
+    return native.checkpoint_values(*inputs.sizes, double=double, simd=inputs.simd)
+
+
+_READS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? delta_bias, "
+    "Tensor? gate, Tensor? state, Tensor? reset, bool delta_softplus, int simd"
+)
+_N_READS = len(ScanInputs._fields)
+_N_GRADIENTS = len(ScanGradients._fields)
+
+
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return scan_forward(ScanInputs(*arguments[:_N_READS]), keep=arguments[_N_READS])
+
+
+# y, final state and checkpoints of a scan; the last argument says whether to keep checkpoints.
+scan_operator = torch.library.custom_op(
+    "spherescan::selective_scan",
+    _scan,
+    mutates_args=(),
+    schema=f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@scan_operator.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = ScanInputs(*arguments[:_N_READS])
+    b, _, d, n = inputs.sizes
+    dtype = native.compute_dtype(inputs.u.dtype)
+    kept = _checkpoint_values(inputs) if arguments[_N_READS] else 0
+    return (
+        inputs.u.new_empty(inputs.u.shape),
+        inputs.u.new_empty((b, d, n), dtype=dtype),
+        inputs.u.new_empty((kept,), dtype=dtype),
+    )
+
+
+def _scan_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    reads, (checkpoints, y_grad, final_state_grad) = arguments[:_N_READS], arguments[_N_READS:]
+    return scan_backward(ScanInputs(*reads), checkpoints, y_grad, final_state_grad)
+
+
+_backward_operator = torch.library.custom_op(
+    "spherescan::selective_scan_backward",
+    _scan_backward,
+    mutates_args=(),
+    schema=(
+        f"({_READS}, Tensor checkpoints, Tensor y_grad, Tensor? final_state_grad) -> "
+        f"({', '.join(['Tensor'] * _N_GRADIENTS)})"
+    ),
+)
+
+
+@_backward_operator.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = ScanInputs(*arguments[:_N_READS])
+    return tuple(
+        inputs.u.new_empty(0) if x is None else x.new_empty(x.shape)
+        for x in inputs[:_N_GRADIENTS]
+    )
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    tensors = inputs[: _N_READS - 2]
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.options = inputs[_N_READS - 2 : _N_READS]
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, y_grad: Tensor | None, state_grad: Tensor | None, _: Any) -> Any:
+    *tensors, checkpoints = ctx.saved_tensors
+    if y_grad is None:
+        y_grad = torch.zeros_like(tensors[0])
+    found = _backward_operator(*tensors, *ctx.options, checkpoints, y_grad, state_grad)
+    gradients = [None if x is None else g for x, g in zip(tensors, found, strict=False)]
+    return *gradients, None, None, None, None
+
+
+scan_operator.register_autograd(_gradients, setup_context=_remember)
+
+
+def scan_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor | None,
+    gate: Tensor | None,
+    state: Tensor,
+    delta_softplus: bool,
+    simd: int,
+) -> tuple[Tensor, Tensor]:
+    """Advance by one position; records no gradient.
+
+    Returns:
+        The output and the new state, in new memory.
+    """
+    b, d = u.shape
+    n = A.shape[1]
+    values, dtype = u.dtype, native.compute_dtype(u.dtype)
+    y, new_state = torch.empty_like(u), torch.empty(b, d, n, dtype=dtype)
+    call = native.ScanStep(
+        batch=b,
+        d_inner=d,
+        d_state=n,
+        type=native.type_code(values),
+        threads=native.threads(),
+        delta_softplus=delta_softplus,
+        simd=simd,
+    )
+    held = []  # copies live until the kernel returns
+    for name, x, width in (
+        *(("u", u, d), ("delta", delta, d), ("gate", gate, d)),
+        *(("B", B, n), ("C", C, n), ("y", y, d)),
+    ):
+        if x is not None:
+            held.append(native.contiguous_rows(x).unsqueeze(1))
+            setattr(call, name, native.rows(name, held[-1], (b, 1, width), values))
+    for name, x, shape in (
+        *(("A", A, (d, n)), ("D", D, (d,))),
+        *(("delta_bias", delta_bias, (d,)), ("state", state, (b, d, n))),
+    ):
+        if x is not None:
+            held.append(x.contiguous())
+            setattr(call, name, native.dense(name, held[-1], shape, dtype))
+    call.new_state = new_state.data_ptr()
+    native.call("spherescan_selective_scan_step", call)
+    return y, new_state
+
+
+step_operator = torch.library.custom_op(
+    "spherescan::selective_scan_step",
+    scan_step,
+    mutates_args=(),
+    schema=(
+        "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? delta_bias, "
+        "Tensor? gate, Tensor state, bool delta_softplus, int simd) -> (Tensor, Tensor)"
+    ),
+)
+
+
+@step_operator.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    u, A = arguments[0], arguments[2]
+    dtype = native.compute_dtype(u.dtype)
+    return u.new_empty(u.shape), u.new_empty((*u.shape, A.shape[1]), dtype=dtype)
