@@ -10,15 +10,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
+from spherescan.nn.norm import ResidualNorm
+
 # (d_model, generator=...) -> a module like `Mamba`.
 MixerFactory = Callable[..., nn.Module]
 
 
 class Block(nn.Module):
-    """Add a mixed, normalised view of the sequence to the residual stream.
+    """Compute what a mixed, normalised view of the sequence adds to the residual stream.
 
-        x + mixer(norm(x))                                              forward only
-        x + mixer(norm(x)) + reverse(mixer_backward(reverse(norm(x))))  bidirectional
+        update = mixer(norm(x))                                              forward only
+        update = mixer(norm(x)) + reverse(mixer_backward(reverse(norm(x))))  bidirectional
+
+    The sum x + update is left to the next norm, which reads it anyway.
 
     Args:
         d_model: Width of the residual stream.
@@ -36,32 +40,37 @@ class Block(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)  # the epsilon of the published implementation
+        self.norm = ResidualNorm(d_model, for_projection=True)
         self.mixer = mixer(d_model, generator=generator)
         self.mixer_backward = mixer(d_model, generator=generator) if bidirectional else None
 
     def forward(
         self,
         x: Float[Tensor, "b l m"],
+        update: Float[Tensor, "b l m"] | None = None,
         *,
         mask: Bool[Tensor, "b l"] | None = None,
         reset: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b l m"]:
+    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b l m"]]:
         """Apply the block.
 
         Args:
             x: Residual stream.
+            update: What the block before this one adds to it; nothing when missing.
             mask: True on real positions, which come first; all of them when missing.
             reset: True where a new document starts.
+
+        Returns:
+            The residual stream with the update added, and the update of this block.
         """
-        normed = self.norm(x)
-        out: Tensor = x + self.mixer(normed, reset=reset)[0]
+        normed, x = self.norm(x, update)
+        mixed: Tensor = self.mixer(normed, reset=reset)[0]
         if self.mixer_backward is None:
-            return out
+            return x, mixed
         index = reversal(x.shape[1], mask, batch=x.shape[0], device=x.device)
         backward_reset = None if reset is None else reversed_resets(reset, index)
-        mixed = self.mixer_backward(_take(normed, index), reset=backward_reset)[0]
-        return out + _take(mixed, index)
+        mixed_backward = self.mixer_backward(_take(normed, index), reset=backward_reset)[0]
+        return x, mixed + _take(mixed_backward, index)
 
 
 def reversal(

@@ -14,6 +14,7 @@ from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.embedding import SeriesEmbedding
 from spherescan.nn.init import linear
 from spherescan.nn.mamba import Mamba
+from spherescan.nn.norm import ResidualNorm
 from spherescan.nn.pooling import Pooling
 from spherescan.nn.prototypes import PrototypeHead
 
@@ -85,7 +86,7 @@ class SequenceModel(nn.Module):
             for _ in range(n_layers)
         )
         _scale_output_projections(self.layers)
-        self.norm_f = nn.RMSNorm(d_model, eps=1e-5)
+        self.norm_f = ResidualNorm(d_model)
         self.pool = (
             Pooling(d_model, pooling, n_heads=n_pool_heads, generator=generator)
             if pooling
@@ -110,9 +111,10 @@ class SequenceModel(nn.Module):
             reset: True where a new document starts.
         """
         x: Tensor = self.embedding(inputs)
+        update: Tensor | None = None
         for block in self.layers:
-            x = block(x, mask=mask, reset=reset)
-        normed: Tensor = self.norm_f(x)
+            x, update = block(x, update, mask=mask, reset=reset)
+        normed: Tensor = self.norm_f(x, update)[0]
         return normed
 
     def embed(

@@ -2,7 +2,7 @@
 
 Slow and exact. Every fast form is tested against these, outputs, final states and all gradients.
 
-Letters: b batch, l length, d channels, n state, k kernel width.
+Letters: b batch, l length, d channels, n state, k kernel width, m model width.
 """
 
 import torch
@@ -116,3 +116,15 @@ def causal_conv1d(
         y_t, state = causal_conv1d_step(x[:, t], weight, bias, activation=activation, state=state)
         y = torch.cat([y, y_t[:, None]], dim=1)
     return y, state
+
+
+def add_rms_norm(
+    x: Float[Tensor, "*batch m"],
+    update: Float[Tensor, "*batch m"] | None,
+    weight: Float[Tensor, " m"],
+    *,
+    eps: float = 1e-5,
+) -> tuple[Float[Tensor, "*batch m"], Float[Tensor, "*batch m"]]:
+    """Return total / sqrt(mean(total^2) + eps) weight, and total = x + update."""
+    total = x if update is None else x + update
+    return total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps) * weight, total

@@ -38,7 +38,7 @@ class Conv {
     }
 
     SpherescanStatus forward() const {
-        return for_each_task<T>(tasks_, conv_.threads, 2 * taps_ * W, [&](Index task, T* memory) {
+        return for_each_task<Vector<T>>(tasks_, conv_.threads, 2 * taps_, [&](Index task, Vector<T>* memory) {
             each_stretch(task, [&](const Block<T>& block, Index start, Index end) {
                 forward_stretch(block, start, end, memory);
             });
@@ -49,13 +49,14 @@ class Conv {
         const Index sums_of_task = blocks_ * (taps_ + 1) * W;
         T* sums = scratch<T>(Slot::kCall, tasks_ * sums_of_task);
         if (sums == nullptr) return SPHERESCAN_OUT_OF_MEMORY;
-        const auto status = for_each_task<T>(tasks_, conv_.threads, 3 * taps_ * W, [&](Index task, T* memory) {
+        const auto work = [&](Index task, Vector<T>* memory) {
             T* mine = sums + task * sums_of_task;
             std::memset(mine, 0, sizeof(T) * sums_of_task);
             each_stretch(task, [&](const Block<T>& block, Index start, Index end) {
                 backward_stretch(block, start, end, memory, mine + block.channel[0] / W * (taps_ + 1) * W);
             });
-        });
+        };
+        const auto status = for_each_task<Vector<T>>(tasks_, conv_.threads, 4 * taps_, work);
         if (status != SPHERESCAN_OK) return status;
         return for_each_task<T>(blocks_, conv_.threads, 1, [&](Index k, T*) { reduce(k, sums, sums_of_task); });
     }
@@ -111,28 +112,42 @@ class Conv {
         return kNoStart;
     }
 
-    void weights(const Block<T>& block, T* to) const {
-        for (int j = 0; j < taps_; ++j) {
+    // The kernel width, known to the compiler where it can be: loops over taps then unroll into registers.
+    int taps() const { return Taps > 0 ? Taps : taps_; }
+
+    // Whether the tap at index j, which reaches k - 1 - j positions back, stays within the document.
+    bool reaches(int j, Index age) const { return taps() - 1 - j <= age; }
+
+    void read_weights(const Block<T>& block, Vector<T>* to) const {
+        for (int j = 0; j < taps(); ++j) {
             T values[W] = {};
             for (int i = 0; i < block.lanes; ++i) {
-                values[i] = static_cast<const T*>(conv_.weight)[block.channel[i] * taps_ + j];
+                values[i] = static_cast<const T*>(conv_.weight)[block.channel[i] * taps() + j];
             }
-            store<T>(to + j * W, load(values));
+            to[j] = load(values);
         }
     }
 
-    // window[j] holds x_{t-(k-1)+j}; the taps that reach before the document are left out.
-    Vector<T> convolve(const T* weight, const T* window, Index age, Vector<T> bias) const {
+    // window[j] holds x_{t-(k-1)+j}.
+    Vector<T> convolve(const Vector<T>* weight, const Vector<T>* window, Index age, Vector<T> bias) const {
         Vector<T> q = bias;
-        const int first = age >= taps_ - 1 ? 0 : taps_ - 1 - static_cast<int>(age);
-        for (int j = first; j < taps_; ++j) q = load(weight + j * W) * load(window + j * W) + q;
+#pragma GCC unroll 4
+        for (int j = 0; j < taps(); ++j) {
+            if (reaches(j, age)) q = weight[j] * window[j] + q;
+        }
         return q;
     }
 
-    void shift(T* window) const { std::memmove(window, window + W, sizeof(T) * (taps_ - 1) * W); }
+    // Drop the oldest and append the newest.
+    void push(Vector<T>* window, Vector<T> newest) const {
+#pragma GCC unroll 4
+        for (int j = 0; j + 1 < taps(); ++j) window[j] = window[j + 1];
+        window[taps() - 1] = newest;
+    }
 
-    void fill(const Block<T>& block, Index start, T* window) const {
-        for (int j = 0; j < taps_ - 1; ++j) store<T>(window + (j + 1) * W, input(block, start - (taps_ - 1) + j));
+    void fill(const Block<T>& block, Index start, Vector<T>* window) const {
+        window[0] = splat<T>(T(0));
+        for (int j = 1; j < taps(); ++j) window[j] = input(block, start - taps() + j);
     }
 
     // The next block's rows, see selective_scan_forward.cpp.
@@ -147,17 +162,17 @@ class Conv {
         }
     }
 
-    void forward_stretch(const Block<T>& block, Index start, Index end, T* memory) const {
-        T local[2 * (Taps > 0 ? Taps : 1) * W];
-        T *weight = Taps > 0 ? local : memory, *window = weight + taps_ * W;
-        weights(block, weight);
+    void forward_stretch(const Block<T>& block, Index start, Index end, Vector<T>* memory) const {
+        Vector<T> local[2][Taps > 0 ? Taps : 1];
+        Vector<T>* weight = Taps > 0 ? local[0] : memory;
+        Vector<T>* window = Taps > 0 ? local[1] : memory + taps_;
+        read_weights(block, weight);
         fill(block, start, window);
         const Vector<T> bias = read_channels<T>(conv_.bias, block);
         Index age = age_before(block, start);
         for (Index l = start; l < end; ++l) {
             age = starts(block, l) ? 0 : age + 1;
-            shift(window);
-            store<T>(window + (taps_ - 1) * W, read_row<T>(x_, block, l));
+            push(window, read_row<T>(x_, block, l));
             prefetch(x_, block, l, 0);
             prefetch(y_, block, l, 1);
             const Vector<T> q = convolve(weight, window, age, bias);
@@ -165,40 +180,44 @@ class Conv {
         }
     }
 
-    void backward_stretch(const Block<T>& block, Index start, Index end, T* memory, T* sums) const {
-        T local[3 * (Taps > 0 ? Taps : 1) * W];
-        T *weight = Taps > 0 ? local : memory, *window = weight + taps_ * W, *waiting = window + taps_ * W;
-        weights(block, weight);
+    void backward_stretch(const Block<T>& block, Index start, Index end, Vector<T>* memory, T* sums) const {
+        Vector<T> local[4][Taps > 0 ? Taps : 1];
+        Vector<T>* weight = Taps > 0 ? local[0] : memory;
+        Vector<T>* window = Taps > 0 ? local[1] : memory + taps_;
+        Vector<T>* waiting = Taps > 0 ? local[2] : memory + 2 * taps_;  // gradient of x_{t-(k-1)+j} so far
+        Vector<T>* weight_grad = Taps > 0 ? local[3] : memory + 3 * taps_;
+        read_weights(block, weight);
         fill(block, start, window);
-        std::memset(waiting, 0, sizeof(T) * taps_ * W);  // waiting[j]: gradient of x_{t-(k-1)+j} so far
+        for (int j = 0; j < taps(); ++j) {
+            waiting[j] = splat<T>(T(0));
+            weight_grad[j] = load(sums + j * W);
+        }
         const Vector<T> bias = read_channels<T>(conv_.bias, block);
-        Vector<T> bias_grad = load(sums + taps_ * W);
+        Vector<T> bias_grad = load(sums + taps() * W);
         Index age = age_before(block, start);
-        for (Index l = start; l < end + taps_ - 1; ++l) {
-            shift(waiting);
-            store<T>(waiting + (taps_ - 1) * W, splat<T>(T(0)));
+        for (Index l = start; l < end + taps() - 1; ++l) {
+            push(waiting, splat<T>(T(0)));
             if (l < conv_.length) {
                 age = starts(block, l) ? 0 : age + 1;
-                shift(window);
-                store<T>(window + (taps_ - 1) * W, read_row<T>(x_, block, l));
+                push(window, read_row<T>(x_, block, l));
                 prefetch(x_, block, l, 0);
                 prefetch(y_grad_, block, l, 0);
                 prefetch(x_grad_, block, l, 1);
                 const Vector<T> g = output_grad(block, l, convolve(weight, window, age, bias));
-                const int first = age >= taps_ - 1 ? 0 : taps_ - 1 - static_cast<int>(age);
-                for (int j = first; j < taps_; ++j) {
-                    store<T>(waiting + j * W, load(weight + j * W) * g + load(waiting + j * W));
-                }
-                if (l < end) {
-                    bias_grad = bias_grad + g;
-                    for (int j = first; j < taps_; ++j) {
-                        store<T>(sums + j * W, g * load(window + j * W) + load(sums + j * W));
+                const Vector<T> own = l < end ? g : splat<T>(T(0));  // later positions are another stretch's
+                bias_grad = bias_grad + own;
+#pragma GCC unroll 4
+                for (int j = 0; j < taps(); ++j) {
+                    if (reaches(j, age)) {
+                        waiting[j] = weight[j] * g + waiting[j];
+                        weight_grad[j] = own * window[j] + weight_grad[j];
                     }
                 }
             }
-            emit(block, start, l - (taps_ - 1), load(waiting));
+            emit(block, start, l - (taps() - 1), waiting[0]);
         }
-        store<T>(sums + taps_ * W, bias_grad);
+        for (int j = 0; j < taps(); ++j) store<T>(sums + j * W, weight_grad[j]);
+        store<T>(sums + taps() * W, bias_grad);
     }
 
     Vector<T> output_grad(const Block<T>& block, Index position, Vector<T> q) const {
