@@ -115,8 +115,8 @@ class Conv {
     // The kernel width, known to the compiler where it can be: loops over taps then unroll into registers.
     int taps() const { return Taps > 0 ? Taps : taps_; }
 
-    // Whether the tap at index j, which reaches k - 1 - j positions back, stays within the document.
-    bool reaches(int j, Index age) const { return taps() - 1 - j <= age; }
+    // Tap j reaches k - 1 - j positions back: the first that stays within the document.
+    int first_tap(Index age) const { return age >= taps() - 1 ? 0 : taps() - 1 - static_cast<int>(age); }
 
     void read_weights(const Block<T>& block, Vector<T>* to) const {
         for (int j = 0; j < taps(); ++j) {
@@ -131,16 +131,16 @@ class Conv {
     // window[j] holds x_{t-(k-1)+j}.
     Vector<T> convolve(const Vector<T>* weight, const Vector<T>* window, Index age, Vector<T> bias) const {
         Vector<T> q = bias;
-#pragma GCC unroll 4
-        for (int j = 0; j < taps(); ++j) {
-            if (reaches(j, age)) q = weight[j] * window[j] + q;
+        if (age >= taps() - 1) {
+            for (int j = 0; j < taps(); ++j) q = weight[j] * window[j] + q;
+        } else {
+            for (int j = first_tap(age); j < taps(); ++j) q = weight[j] * window[j] + q;
         }
         return q;
     }
 
     // Drop the oldest and append the newest.
     void push(Vector<T>* window, Vector<T> newest) const {
-#pragma GCC unroll 4
         for (int j = 0; j + 1 < taps(); ++j) window[j] = window[j + 1];
         window[taps() - 1] = newest;
     }
@@ -206,9 +206,13 @@ class Conv {
                 const Vector<T> g = output_grad(block, l, convolve(weight, window, age, bias));
                 const Vector<T> own = l < end ? g : splat<T>(T(0));  // later positions are another stretch's
                 bias_grad = bias_grad + own;
-#pragma GCC unroll 4
-                for (int j = 0; j < taps(); ++j) {
-                    if (reaches(j, age)) {
+                if (age >= taps() - 1) {
+                    for (int j = 0; j < taps(); ++j) {
+                        waiting[j] = weight[j] * g + waiting[j];
+                        weight_grad[j] = own * window[j] + weight_grad[j];
+                    }
+                } else {
+                    for (int j = first_tap(age); j < taps(); ++j) {
                         waiting[j] = weight[j] * g + waiting[j];
                         weight_grad[j] = own * window[j] + weight_grad[j];
                     }
