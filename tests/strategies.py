@@ -28,13 +28,35 @@ class ScanCase:
 SIZES = st.sampled_from([1, 2, 3, 5, 8, 9, 17])
 
 
+RESET_RATES = st.sampled_from([0.02, 0.3])
+
+# What the kernels treat apart: less than a vector of channels with several rows in one, a tail of
+# channels, several groups of channels; one tile of states, several, every remainder; one position,
+# a chunk, the ones around it, several.
+KERNEL_BATCHES = st.sampled_from([1, 1, 2, 3, 5, 17])
+KERNEL_LENGTHS = st.sampled_from([1, 2, 3, 15, 16, 17, 31, 33, 40])
+KERNEL_CHANNELS = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 48, 65, 130, 300])
+KERNEL_STATES = st.sampled_from([1, 2, 3, 4, 7, 8, 15, 16, 24, 31, 64])
+MOST_ELEMENTS = 150_000
+
+
+@st.composite
+def kernel_scan_cases(draw) -> ScanCase:
+    """Draw shapes around every size at which the native scan changes its way."""
+    sizes = st.tuples(KERNEL_BATCHES, KERNEL_LENGTHS, KERNEL_CHANNELS, KERNEL_STATES)
+    small = sizes.filter(lambda s: s[0] * s[1] * s[2] * s[3] <= MOST_ELEMENTS)
+    return _scan_case(draw, *draw(small))
+
+
 @st.composite
 def scan_cases(draw) -> ScanCase:
     """Draw every shape and every combination of options of the selective scan."""
-    batch = draw(st.integers(0, 3))
-    length = draw(st.integers(0, 12))
-    d_inner = draw(SIZES)
-    d_state = draw(SIZES)
+    return _scan_case(
+        draw, draw(st.integers(0, 3)), draw(st.integers(0, 12)), draw(SIZES), draw(SIZES)
+    )
+
+
+def _scan_case(draw, batch: int, length: int, d_inner: int, d_state: int) -> ScanCase:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
     def normal(*shape: int) -> Tensor:
@@ -56,7 +78,7 @@ def scan_cases(draw) -> ScanCase:
         arguments["delta_bias"] = normal(d_inner).abs()
     if draw(st.booleans()):
         arguments["gate"] = normal(batch, length, d_inner)
-    reset = torch.rand(batch, length, generator=generator) < 0.3
+    reset = torch.rand(batch, length, generator=generator) < draw(RESET_RATES)
     return ScanCase(
         arguments,
         {"delta_softplus": softplus, "reset": reset if draw(st.booleans()) else None},
@@ -64,12 +86,30 @@ def scan_cases(draw) -> ScanCase:
 
 
 @st.composite
+def kernel_conv_cases(draw) -> ScanCase:
+    """Draw shapes around every size at which the native convolution changes its way."""
+    return _conv_case(
+        draw,
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([1, 2, 3, 31, 32, 33, 70])),
+        draw(KERNEL_CHANNELS),
+        draw(st.sampled_from([1, 2, 3, 4, 5, 9])),
+    )
+
+
+@st.composite
 def conv_cases(draw) -> ScanCase:
     """Draw every shape and every combination of options of the causal convolution."""
-    batch = draw(st.integers(0, 3))
-    length = draw(st.integers(0, 12))
-    d_inner = draw(SIZES)
-    width = draw(st.integers(1, 6))
+    return _conv_case(
+        draw,
+        draw(st.integers(0, 3)),
+        draw(st.integers(0, 12)),
+        draw(SIZES),
+        draw(st.integers(1, 6)),
+    )
+
+
+def _conv_case(draw, batch: int, length: int, d_inner: int, width: int) -> ScanCase:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
     def normal(*shape: int) -> Tensor:

@@ -8,4 +8,11 @@ from spherescan.ops.mamba_inner import mamba_inner
 from spherescan.ops.rms_norm import add_rms_norm
 from spherescan.ops.selective_scan import selective_scan, selective_scan_step
 
-__all__ = ["add_rms_norm", "causal_conv1d", "causal_conv1d_step", "mamba_inner", "selective_scan", "selective_scan_step"]
+__all__ = [
+    "add_rms_norm",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "mamba_inner",
+    "selective_scan",
+    "selective_scan_step",
+]

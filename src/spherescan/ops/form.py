@@ -3,6 +3,7 @@
 import os
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from spherescan.errors import ConfigError
@@ -13,6 +14,7 @@ Form = Literal["reference", "torch", "native"]
 ENVIRONMENT_VARIABLE = "SPHERESCAN_OPS"
 
 
+@torch.compiler.assume_constant_result  # a compiled graph keeps the form it was traced with
 def selected_form() -> Form:
     """Return the form that `SPHERESCAN_OPS` forces, or the fastest one there is.
 

@@ -137,6 +137,7 @@ def threads() -> int:
     return 1 if _Process.forked else torch.get_num_threads()
 
 
+@torch.compiler.assume_constant_result  # a compiled graph keeps the level it was traced with
 def simd() -> int:
     """Return the SIMD level in use, an index of `SIMD_LEVELS`.
 

@@ -86,7 +86,9 @@ def norm_backward(
 
 def _followed(inputs: NormInputs) -> NormInputs:
     update = None if inputs.update is None else inputs.update.contiguous()
-    return inputs._replace(x=inputs.x.contiguous(), update=update, weight=inputs.weight.contiguous())
+    return inputs._replace(
+        x=inputs.x.contiguous(), update=update, weight=inputs.weight.contiguous()
+    )
 
 
 def _sized(

@@ -130,9 +130,7 @@ def scan_backward(
     call = _call(inputs)
     _give(call, checkpoints)
     call.y_grad = native.rows("y_grad", y_grad, (b, l, d), values)
-    call.final_state_grad = native.dense(
-        "final_state_grad", final_state_grad, (b, d, n), dtype
-    )
+    call.final_state_grad = native.dense("final_state_grad", final_state_grad, (b, d, n), dtype)
     call.u_grad = native.rows("u_grad", gradients.u, (b, l, d), values)
     call.delta_grad = native.rows("delta_grad", gradients.delta, (b, l, d), values)
     if inputs.gate is not None:
@@ -151,7 +149,9 @@ def scan_backward(
 
 def _followed(inputs: ScanInputs) -> ScanInputs:
     """Copy what lies in memory in a way that the kernels cannot follow."""
-    rows = {name: native.contiguous_rows(getattr(inputs, name)) for name in ("u", "delta", "B", "C")}
+    rows = {
+        name: native.contiguous_rows(getattr(inputs, name)) for name in ("u", "delta", "B", "C")
+    }
     dense = {
         name: None if tensor is None else tensor.contiguous()
         for name in ("A", "D", "delta_bias", "state", "reset")
@@ -249,8 +249,7 @@ _backward_operator = torch.library.custom_op(
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = ScanInputs(*arguments[:_N_READS])
     return tuple(
-        inputs.u.new_empty(0) if x is None else x.new_empty(x.shape)
-        for x in inputs[:_N_GRADIENTS]
+        inputs.u.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:_N_GRADIENTS]
     )
 
 

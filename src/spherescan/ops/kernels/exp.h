@@ -1,14 +1,16 @@
 // exp2, exp, sigmoid and softplus of a vector, in float32 and float64.
 //
 //   2^x        = 2^n p(f),  n = round(x), f = x - n in [-1/2, 1/2]
+//   e^x        = 2^n p(f),  n = round(x log2 e), f = (x - n ln 2) log2 e with ln 2 in two parts: rounding x log2 e first
+//                would cost as many bits as n has
 //   p          minimax in relative error with p(0) = 1 exactly, so that a decay rate of zero forgets nothing:
 //              degree 5, error 9.2e-8 (float32); degree 11, error 3.4e-18 (float64)
 //   log1p(t)   = s q(s^2),  s = t / (2 + t),  for t in [0, 1]
 //   q          minimax in relative error: degree 4, error 4.0e-9 (float32); degree 9, error 4.6e-17 (float64)
 //
 // Bounds on the results, as tests/ops/test_kernel_functions.py shows them (in float32 over every number of the range):
-// exp2 2.5e-7 and 5e-16, sigmoid 6e-7 and 1e-15, softplus 6e-7 and 1e-15, relative, where the result is a normal number;
-// a result that would be subnormal is flushed. Infinities have the right limits and NaN stays NaN.
+// exp2 2.5e-7 and 5e-16, sigmoid 6e-7 and 1e-15, softplus 6e-7 and 1e-15, relative, where the result is at least four times
+// the smallest normal number; a smaller one may be flushed to zero. Infinities have the right limits and NaN stays NaN.
 #pragma once
 
 #include "vector.h"
@@ -31,6 +33,7 @@ struct Polynomials<float> {
     static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
     static constexpr int kMantissaBits = 23;
     static constexpr float kLowest = -126.0f, kHighest = 128.0f;
+    static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;  // n kLn2High is exact
 };
 
 template <>
@@ -54,6 +57,7 @@ struct Polynomials<double> {
     static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
     static constexpr int kMantissaBits = 52;
     static constexpr double kLowest = -1022.0, kHighest = 1024.0;
+    static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723212e-6;
 };
 
 constexpr double kLog2E = 1.4426950408889634074;
@@ -67,17 +71,23 @@ SPHERESCAN_INLINE Vector<T> horner(const T (&coefficients)[N], Vector<T> x) {
     return value;
 }
 
+// 2^n p(f) for n as an integer in the low bits of `shifted`; adding n to the exponent bits multiplies by 2^n.
+template <class T>
+SPHERESCAN_INLINE Vector<T> scale(Vector<T> fraction, Vector<T> shifted) {
+    using P = Polynomials<T>;
+    return (Vector<T>)((Mask<T>)horner<T>(P::kExp2, fraction) + ((Mask<T>)shifted << P::kMantissaBits));
+}
+
 template <class T>
 SPHERESCAN_INLINE Vector<T> exp2_portable(Vector<T> x) {
     using P = Polynomials<T>;
     const Vector<T> above = x < P::kLowest ? splat<T>(P::kLowest) : x;
     const Vector<T> clamped = above > P::kHighest ? splat<T>(P::kHighest) : above;
     const Vector<T> shifted = clamped + P::kRound;
-    const Vector<T> fraction = clamped - (shifted - P::kRound);
-    // Adding n to the exponent bits multiplies by 2^n; at n = 128 the sum is the infinity's bits.
-    const Mask<T> bits = (Mask<T>)horner<T>(P::kExp2, fraction) + ((Mask<T>)shifted << P::kMantissaBits);
-    const Vector<T> scaled = x < P::kLowest ? splat<T>(T(0)) : (Vector<T>)bits;
-    return x != x ? x : scaled;
+    // At n = 128 the bits are those of an infinity.
+    const Vector<T> power = scale<T>(clamped - (shifted - P::kRound), shifted);
+    const Vector<T> flushed = x < P::kLowest ? splat<T>(T(0)) : power;
+    return x != x ? x : flushed;
 }
 
 SPHERESCAN_INLINE Vector<double> exp2(Vector<double> x) { return exp2_portable<double>(x); }
@@ -93,15 +103,22 @@ SPHERESCAN_INLINE Vector<float> exp2(Vector<float> x) {
 SPHERESCAN_INLINE Vector<float> exp2(Vector<float> x) { return exp2_portable<float>(x); }
 #endif
 
+// e^x for x that is not positive.
 template <class T>
-SPHERESCAN_INLINE Vector<T> exp(Vector<T> x) {
-    return exp2(x * T(kLog2E));
+SPHERESCAN_INLINE Vector<T> exp_of_negative(Vector<T> x) {
+    using P = Polynomials<T>;
+    const Vector<T> power = x * T(kLog2E);
+    const Vector<T> clamped = power < P::kLowest ? splat<T>(P::kLowest) : power;
+    const Vector<T> shifted = clamped + P::kRound, n = shifted - P::kRound;
+    const Vector<T> rest = (x - n * P::kLn2High) - n * P::kLn2Low;
+    const Vector<T> flushed = power < P::kLowest ? splat<T>(T(0)) : scale<T>(rest * T(kLog2E), shifted);
+    return x != x ? x : flushed;
 }
 
 // 1 / (1 + exp(-x)), from exp of a number that is never positive.
 template <class T>
 SPHERESCAN_INLINE Vector<T> sigmoid(Vector<T> x) {
-    const Vector<T> tail = exp<T>(-magnitude(x));
+    const Vector<T> tail = exp_of_negative<T>(-magnitude(x));
     const Vector<T> numerator = x < T(0) ? tail : splat<T>(T(1));
     return numerator / (T(1) + tail);
 }
@@ -109,7 +126,7 @@ SPHERESCAN_INLINE Vector<T> sigmoid(Vector<T> x) {
 // log(1 + exp(x)); its derivative is sigmoid(x).
 template <class T>
 SPHERESCAN_INLINE Vector<T> softplus(Vector<T> x) {
-    const Vector<T> tail = exp<T>(-magnitude(x));
+    const Vector<T> tail = exp_of_negative<T>(-magnitude(x));
     const Vector<T> s = tail / (T(2) + tail);
     const Vector<T> log1p = s * horner<T>(Polynomials<T>::kLog1p, s * s);
     return (x < T(0) ? splat<T>(T(0)) : x) + log1p;
