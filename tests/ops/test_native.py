@@ -2,10 +2,10 @@
 
 import ctypes
 import ctypes.util
-import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,11 +185,10 @@ def test_a_forked_child_computes_and_does_not_hang():
 
 def test_one_openmp_runtime_serves_torch_and_the_kernels(generator):
     selective_scan(**scan_tensors(generator))
-    with open("/proc/self/maps") as maps:
-        libraries = {line.split()[-1] for line in maps if "gomp" in line or "iomp" in line}
-    torch_lib = os.path.join(os.path.dirname(torch.__file__), "lib")
-    inside = {path for path in libraries if path.startswith(torch_lib)}
-    assert inside == {path for path in libraries if "scikit_learn" not in path}
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    libraries = {Path(line.split()[-1]) for line in maps if "gomp" in line or "iomp" in line}
+    ours = {path for path in libraries if "scikit_learn" not in path.parts[-2]}
+    assert {path.parent for path in ours} == {Path(torch.__file__).parent / "lib"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -14,7 +14,8 @@ Form = Literal["reference", "torch", "native"]
 ENVIRONMENT_VARIABLE = "SPHERESCAN_OPS"
 
 
-@torch.compiler.assume_constant_result  # a compiled graph keeps the form it was traced with
+# A compiled graph keeps the form it was traced with.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def selected_form() -> Form:
     """Return the form that `SPHERESCAN_OPS` forces, or the fastest one there is.
 

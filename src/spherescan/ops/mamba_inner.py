@@ -29,7 +29,7 @@ from spherescan.ops.selective_scan import selective_scan
 def mamba_inner(
     projected: Float[Tensor, "b l e"],
     conv_weight: Float[Tensor, "d k"],
-    conv_bias: Float[Tensor, " d"],
+    conv_bias: Float[Tensor, " d"] | None,
     x_proj: Float[Tensor, "s d"],
     dt_proj: Float[Tensor, "d r"],
     dt_bias: Float[Tensor, " d"],
@@ -47,7 +47,7 @@ def mamba_inner(
     Args:
         projected: x and, when it is twice as wide as D, the gate behind it.
         conv_weight: Kernel of each channel.
-        conv_bias: Bias of the convolution.
+        conv_bias: Bias of the convolution; none when missing.
         x_proj: Weight from u to r, B and C, in this order.
         dt_proj: Weight from r to the step sizes.
         dt_bias: Bias of the step sizes.
@@ -92,15 +92,15 @@ def _autocast(projected: Tensor) -> Tensor:
     return projected.to(torch.get_autocast_dtype("cpu"))
 
 
-def _in_operator_types(values: Tensor, *parameters: Tensor) -> bool:
+def _in_operator_types(values: Tensor, *parameters: Tensor | None) -> bool:
     compute = native.compute_dtype(values.dtype)
-    return all(p.dtype == compute for p in parameters)
+    return all(p is None or p.dtype == compute for p in parameters)
 
 
 def _composed(
     projected: Tensor,
     conv_weight: Tensor,
-    conv_bias: Tensor,
+    conv_bias: Tensor | None,
     x_proj: Tensor,
     dt_proj: Tensor,
     dt_bias: Tensor,
@@ -115,7 +115,8 @@ def _composed(
     if projected.shape[-1] > d_inner:
         x, gate = projected.chunk(2, dim=-1)
     u, conv_state = causal_conv1d(x, conv_weight, conv_bias, state=conv_state, reset=reset)
-    r, B, C = functional.linear(u, x_proj).split([dt_proj.shape[1], d_state, d_state], dim=-1)
+    rank = dt_proj.shape[1]
+    r, B, C = torch.split(functional.linear(u, x_proj), [rank, d_state, d_state], dim=-1)
     y, ssm_state = selective_scan(
         u,
         functional.linear(r, dt_proj),
@@ -135,7 +136,7 @@ def _composed(
 class _Inputs(NamedTuple):
     projected: Tensor
     conv_weight: Tensor
-    conv_bias: Tensor
+    conv_bias: Tensor | None
     x_proj: Tensor
     dt_proj: Tensor
     dt_bias: Tensor
@@ -188,7 +189,7 @@ class _Inputs(NamedTuple):
 _N_INPUTS = len(_Inputs._fields)
 _N_GRADIENTS = 10
 _READS = (
-    "Tensor projected, Tensor conv_weight, Tensor conv_bias, Tensor x_proj, Tensor dt_proj, "
+    "Tensor projected, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, "
     "Tensor dt_bias, Tensor A, Tensor D, Tensor? conv_state, Tensor? ssm_state, Tensor? reset, "
     "int simd"
 )
@@ -257,14 +258,14 @@ _operator = torch.library.custom_op(
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, keep = _Inputs(*arguments[:_N_INPUTS]), arguments[_N_INPUTS]
     values, compute = inputs.projected, native.compute_dtype(inputs.projected.dtype)
-    (b, l), (d, n) = values.shape[:2], inputs.A.shape
+    (b, length), (d, n) = values.shape[:2], inputs.A.shape
     selected = inputs.x_proj.shape[0]
     double = values.dtype == torch.float64
-    kept = native.checkpoint_values(b, l, d, n, double=double, simd=inputs.simd) if keep else 0
+    kept = native.checkpoint_values(b, length, d, n, double=double, simd=inputs.simd) if keep else 0
     return (
-        values.new_empty((b, l, d)),
+        values.new_empty((b, length, d)),
         values.new_empty((b, d, n), dtype=compute),
-        *(values.new_empty((b, l, c) if keep else (0,)) for c in (d, d, selected)),
+        *(values.new_empty((b, length, c) if keep else (0,)) for c in (d, d, selected)),
         values.new_empty((kept,), dtype=compute),
     )
 

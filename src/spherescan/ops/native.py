@@ -137,7 +137,8 @@ def threads() -> int:
     return 1 if _Process.forked else torch.get_num_threads()
 
 
-@torch.compiler.assume_constant_result  # a compiled graph keeps the level it was traced with
+# A compiled graph keeps the level it was traced with.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def simd() -> int:
     """Return the SIMD level in use, an index of `SIMD_LEVELS`.
 
@@ -313,7 +314,8 @@ def _simd_of_environment() -> int:
     if name not in SIMD_LEVELS[: best + 1]:
         known = ", ".join(SIMD_LEVELS[: best + 1])
         raise ConfigError(
-            f"{SIMD_VARIABLE}={name!r} is not a SIMD level of this machine; use {known}, or unset it"
+            f"{SIMD_VARIABLE}={name!r} is not a SIMD level of this machine; use {known}, "
+            "or unset it"
         )
     return SIMD_LEVELS.index(name)
 

@@ -88,7 +88,7 @@ def conv_backward(
 
 def _followed(inputs: ConvInputs) -> ConvInputs:
     """Copy what lies in memory in a way that the kernels cannot follow."""
-    dense = {
+    dense: dict[str, Any] = {
         name: None if tensor is None else tensor.contiguous()
         for name in ("weight", "bias", "state", "reset")
         for tensor in (getattr(inputs, name),)
@@ -98,26 +98,26 @@ def _followed(inputs: ConvInputs) -> ConvInputs:
 
 def _call(inputs: ConvInputs) -> native.Conv:
     """Check every tensor and fill in where it lies."""
-    b, l, d = inputs.x.shape
+    b, length, d = inputs.x.shape
     k = inputs.weight.shape[1]
     values, dtype = inputs.x.dtype, native.compute_dtype(inputs.x.dtype)
     call = native.Conv(
         batch=b,
-        length=l,
+        length=length,
         d_inner=d,
         width=k,
         type=native.type_code(values),
         threads=native.threads(),
         silu=inputs.silu,
         simd=inputs.simd,
-        x=native.rows("x", inputs.x, (b, l, d), values),
+        x=native.rows("x", inputs.x, (b, length, d), values),
         weight=native.dense("weight", inputs.weight, (d, k), dtype),
         bias=native.dense("bias", inputs.bias, (d,), dtype),
         state=native.dense("state", inputs.state, (b, d, k - 1), dtype),
     )
     if inputs.reset is not None:
-        native.dense("reset", inputs.reset, (b, l), torch.bool)
-        call.reset = native.Rows(inputs.reset.data_ptr(), l, 1)
+        native.dense("reset", inputs.reset, (b, length), torch.bool)
+        call.reset = native.Rows(inputs.reset.data_ptr(), length, 1)
     return call
 
 

@@ -1,4 +1,4 @@
-"""The native residual sum and RMS norm: calls of its kernels, and those calls as operators of torch.
+"""The native residual sum and RMS norm: calls of the kernels, and those as operators of torch.
 
 x, the sum and the weight share one type; beside float32, the update and the norm may be bfloat16.
 

@@ -33,8 +33,8 @@ class ScanInputs(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """Batch, length, channels, states."""
-        b, l, d = self.u.shape
-        return b, l, d, self.A.shape[1]
+        b, length, d = self.u.shape
+        return b, length, d, self.A.shape[1]
 
 
 class ScanGradients(NamedTuple):
@@ -62,15 +62,15 @@ def scan_forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor, Ten
         The output, the state after the last position, and the checkpoints (empty if not kept).
     """
     inputs = _followed(inputs)
-    b, l, d, n = inputs.sizes
+    b, length, d, n = inputs.sizes
     dtype = native.compute_dtype(inputs.u.dtype)
-    y = torch.empty(b, l, d, dtype=inputs.u.dtype)
+    y = torch.empty(b, length, d, dtype=inputs.u.dtype)
     final_state = torch.empty(b, d, n, dtype=dtype)
     checkpoints = torch.empty(_checkpoint_values(inputs) if keep else 0, dtype=dtype)
     call = _call(inputs)
     if keep:
         _give(call, checkpoints)
-    call.y = native.rows("y", y, (b, l, d), y.dtype)
+    call.y = native.rows("y", y, (b, length, d), y.dtype)
     call.final_state = final_state.data_ptr()
     native.call("spherescan_selective_scan", call)
     return y, final_state, checkpoints
@@ -101,7 +101,7 @@ def scan_backward(
         ValueError: An output that shares memory with an input.
     """
     inputs = _followed(inputs)
-    b, l, d, n = inputs.sizes
+    b, length, d, n = inputs.sizes
     values, dtype = inputs.u.dtype, native.compute_dtype(inputs.u.dtype)
     y_grad = native.contiguous_rows(y_grad)
     if final_state_grad is not None:
@@ -113,30 +113,31 @@ def scan_backward(
         reads | {k: v for k, v in inputs._asdict().items() if isinstance(v, Tensor)},
     )
 
-    def new(wanted: bool, *shape: int, like: torch.dtype) -> Tensor:
-        return torch.empty(shape if wanted else (0,), dtype=like)
-
+    rows, maps = (b, length, d), (b, length, n)
+    nothing = torch.empty(0, dtype=dtype)
+    if gate_grad is None:
+        gate_grad = torch.empty(rows if inputs.gate is not None else 0, dtype=values)
     gradients = ScanGradients(
-        u=new(True, b, l, d, like=values),
-        delta=new(True, b, l, d, like=values),
-        A=new(True, d, n, like=dtype),
-        B=new(True, b, l, n, like=values) if B_grad is None else B_grad,
-        C=new(True, b, l, n, like=values) if C_grad is None else C_grad,
-        D=new(True, d, like=dtype),
-        delta_bias=new(inputs.delta_bias is not None, d, like=dtype),
-        gate=new(inputs.gate is not None, b, l, d, like=values) if gate_grad is None else gate_grad,
-        state=new(inputs.state is not None, b, d, n, like=dtype),
+        u=torch.empty(rows, dtype=values),
+        delta=torch.empty(rows, dtype=values),
+        A=torch.empty(d, n, dtype=dtype),
+        B=torch.empty(maps, dtype=values) if B_grad is None else B_grad,
+        C=torch.empty(maps, dtype=values) if C_grad is None else C_grad,
+        D=torch.empty(d, dtype=dtype),
+        delta_bias=nothing if inputs.delta_bias is None else torch.empty(d, dtype=dtype),
+        gate=gate_grad,
+        state=nothing.clone() if inputs.state is None else torch.empty(b, d, n, dtype=dtype),
     )
     call = _call(inputs)
     _give(call, checkpoints)
-    call.y_grad = native.rows("y_grad", y_grad, (b, l, d), values)
+    call.y_grad = native.rows("y_grad", y_grad, (b, length, d), values)
     call.final_state_grad = native.dense("final_state_grad", final_state_grad, (b, d, n), dtype)
-    call.u_grad = native.rows("u_grad", gradients.u, (b, l, d), values)
-    call.delta_grad = native.rows("delta_grad", gradients.delta, (b, l, d), values)
+    call.u_grad = native.rows("u_grad", gradients.u, (b, length, d), values)
+    call.delta_grad = native.rows("delta_grad", gradients.delta, (b, length, d), values)
     if inputs.gate is not None:
-        call.gate_grad = native.rows("gate_grad", gradients.gate, (b, l, d), values)
-    call.B_grad = native.rows("B_grad", gradients.B, (b, l, n), values)
-    call.C_grad = native.rows("C_grad", gradients.C, (b, l, n), values)
+        call.gate_grad = native.rows("gate_grad", gradients.gate, (b, length, d), values)
+    call.B_grad = native.rows("B_grad", gradients.B, (b, length, n), values)
+    call.C_grad = native.rows("C_grad", gradients.C, (b, length, n), values)
     call.A_grad = gradients.A.data_ptr()
     call.D_grad = gradients.D.data_ptr()
     if inputs.delta_bias is not None:
@@ -149,10 +150,10 @@ def scan_backward(
 
 def _followed(inputs: ScanInputs) -> ScanInputs:
     """Copy what lies in memory in a way that the kernels cannot follow."""
-    rows = {
+    rows: dict[str, Any] = {
         name: native.contiguous_rows(getattr(inputs, name)) for name in ("u", "delta", "B", "C")
     }
-    dense = {
+    dense: dict[str, Any] = {
         name: None if tensor is None else tensor.contiguous()
         for name in ("A", "D", "delta_bias", "state", "reset")
         for tensor in (getattr(inputs, name),)
@@ -163,11 +164,11 @@ def _followed(inputs: ScanInputs) -> ScanInputs:
 
 def _call(inputs: ScanInputs) -> native.Scan:
     """Check every tensor and fill in where it lies."""
-    b, l, d, n = inputs.sizes
+    b, length, d, n = inputs.sizes
     values, dtype = inputs.u.dtype, native.compute_dtype(inputs.u.dtype)
     call = native.Scan(
         batch=b,
-        length=l,
+        length=length,
         d_inner=d,
         d_state=n,
         type=native.type_code(values),
@@ -176,12 +177,12 @@ def _call(inputs: ScanInputs) -> native.Scan:
         simd=inputs.simd,
     )
     for name, width in (("u", d), ("delta", d), ("gate", d), ("B", n), ("C", n)):
-        setattr(call, name, native.rows(name, getattr(inputs, name), (b, l, width), values))
+        setattr(call, name, native.rows(name, getattr(inputs, name), (b, length, width), values))
     for name, shape in (("A", (d, n)), ("D", (d,)), ("delta_bias", (d,)), ("state", (b, d, n))):
         setattr(call, name, native.dense(name, getattr(inputs, name), shape, dtype))
     if inputs.reset is not None:
-        native.dense("reset", inputs.reset, (b, l), torch.bool)
-        call.reset = native.Rows(inputs.reset.data_ptr(), l, 1)
+        native.dense("reset", inputs.reset, (b, length), torch.bool)
+        call.reset = native.Rows(inputs.reset.data_ptr(), length, 1)
     return call
 
 
@@ -249,7 +250,8 @@ _backward_operator = torch.library.custom_op(
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = ScanInputs(*arguments[:_N_READS])
     return tuple(
-        inputs.u.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:_N_GRADIENTS]
+        inputs.u.new_empty(0) if x is None else x.new_empty(x.shape)
+        for x in arguments[:_N_GRADIENTS]
     )
 
 
@@ -282,7 +284,7 @@ def scan_step(
     delta_bias: Tensor | None,
     gate: Tensor | None,
     state: Tensor,
-    delta_softplus: bool,
+    delta_softplus: bool,  # noqa: FBT001 - an operator of torch takes its arguments in order
     simd: int,
 ) -> tuple[Tensor, Tensor]:
     """Advance by one position; records no gradient.

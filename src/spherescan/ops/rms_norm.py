@@ -44,7 +44,8 @@ def add_rms_norm(
 
     Example:
         >>> import torch
-        >>> normed, total = add_rms_norm(torch.tensor([[3.0, 1.0]]), torch.ones(1, 2), torch.ones(2))
+        >>> x, ones = torch.tensor([[3.0, 1.0]]), torch.ones(1, 2)
+        >>> normed, total = add_rms_norm(x, ones, torch.ones(2))
         >>> total.tolist(), [round(value, 3) for value in normed[0].tolist()]
         ([[4.0, 2.0]], [1.265, 0.632])
     """

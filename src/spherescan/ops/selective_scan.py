@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from spherescan.ops import native, reference
 from spherescan.ops.form import form_for
-from spherescan.ops.native_scan import ScanInputs, scan_operator, scan_step, step_operator
+from spherescan.ops.native_scan import scan_operator, scan_step, step_operator
 
 
 def selective_scan(
@@ -151,7 +151,7 @@ def selective_scan_step(
     if form_for(*tensors) == "native" and not _records_gradient(*tensors):
         inputs = _in_matching_types(u, delta, A, B, C, D, delta_bias, gate, state)
         # Eager calls go straight to the kernel: an operator costs as much as the step itself.
-        step = step_operator if torch.compiler.is_compiling() else scan_step
+        step: Any = step_operator if torch.compiler.is_compiling() else scan_step
         y, state = step(*inputs, delta_softplus, native.simd())
         return y.to(u.dtype), state
     y, state = reference.selective_scan_step(
@@ -173,9 +173,7 @@ def _native_scan(
     *tensors: Tensor | None, delta_softplus: bool
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
     *floating, reset = tensors
-    inputs = ScanInputs(
-        *_in_matching_types(*floating), reset, delta_softplus=delta_softplus, simd=native.simd()
-    )
+    inputs = (*_in_matching_types(*floating), reset, delta_softplus, native.simd())
     y, state, _ = scan_operator(*inputs, _records_gradient(*floating))
     u = tensors[0]
     assert u is not None
@@ -183,7 +181,7 @@ def _native_scan(
 
 
 def _in_matching_types(*tensors: Tensor | None) -> list[Any]:
-    """Cast as the kernels want it: values of one type, parameters and states of what it computes in.
+    """Cast as the kernels want it: values of one type, parameters and states of what computes.
 
     Args:
         tensors: u, delta, A, B, C, D, delta_bias, gate, state.
