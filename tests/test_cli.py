@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from spherescan.cli import main
+from spherescan.ops import native
 from spherescan.runs import read_checkpoint, read_metrics
 from spherescan.train import resume
 from tests.train.test_training import TINY, write_series
@@ -316,7 +317,11 @@ def test_doctor_checks_itself(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["self-check"] == "passed"
-    assert facts["ops"].startswith("torch form")
+    expected = "torch form" if native.unavailable() else "native kernels"
+    assert facts["ops"].startswith(expected)
+    monkeypatch.setenv("SPHERESCAN_OPS", "torch")
+    assert main(["doctor"]) == 0
+    assert "torch form (SPHERESCAN_OPS=torch)" in capsys.readouterr().out
     monkeypatch.setattr("spherescan.inspection._TOLERANCE", 0.0)
     assert main(["doctor"]) == 1
     assert "FAILED" in capsys.readouterr().out

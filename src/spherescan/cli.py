@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 from pydantic.fields import FieldInfo
 
 from spherescan import __version__
+from spherescan.allocator import keep_freed_memory
 from spherescan.config import (
     CHANGEABLE,
     RunConfig,
@@ -185,6 +186,25 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = add("doctor", _doctor, "Check that this installation works, and how it will compute.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
+
+    bench = add("bench", _bench, "Measure speed and memory, against peers that are installed.")
+    bench.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help="step, scan, shapes, length, threads, decay, matrix",
+    )
+    bench.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    bench.add_argument("--repeats", type=int, default=7, help="rounds of each comparison")
+    bench.add_argument(
+        "--malloc",
+        choices=["default", "keep"],
+        default="default",
+        help="memory of freed tensors: as the C library does it, or kept as spherescan train does",
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the training steps here")
+    bench.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     return parser
 
 
@@ -268,6 +288,7 @@ def _resume(options: argparse.Namespace) -> int:
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     from spherescan.train import stop_on_signals
 
+    keep_freed_memory()
     say = _hush if options.quiet or options.json else _say
     run, total = trainer.store.path, trainer.config.run.steps
     say(f"run {run}: {trainer.problem.summary}")
@@ -434,6 +455,39 @@ def _inspect(options: argparse.Namespace) -> int:
     from spherescan.inspection import inspect
 
     _print_facts(inspect(options.file), options)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.malloc == "keep":
+        keep_freed_memory()
+        os.environ["SPHERESCAN_BENCH_MALLOC"] = "keep"
+    import torch
+
+    from spherescan.bench import SUITES, draw, to_json, to_table
+    from spherescan.bench.measure import busy, environment
+    from spherescan.bench.suites import Options, Result
+
+    unknown = [name for name in options.suites if name not in SUITES]
+    if unknown:
+        raise ConfigError(f"unknown suite {unknown[0]!r}; choose of {', '.join(SUITES)}")
+    if options.threads < 1 or options.repeats < 1:
+        raise ConfigError("--threads and --repeats must be at least 1")
+    torch.set_num_threads(options.threads)
+    facts = environment()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    if load := busy():
+        print(f"spherescan: {load}; the figures will be wrong", file=sys.stderr)
+    how = Options(repeats=options.repeats, quick=options.quick)
+    results: list[Result] = []
+    for name in options.suites or SUITES:
+        for result in SUITES[name](how):
+            print(f"\n{to_table(result)}", flush=True)
+            results.append(result)
+    if options.json:
+        options.json.write_text(to_json(facts, results), encoding="utf-8")
+    if options.plot:
+        draw(results, options.plot)
     return 0
 
 

@@ -170,8 +170,8 @@ class RunSection(Section):
     """Seed of everything random."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of torch; its own choice when missing."""
-    precision: Literal["fp32"] = "fp32"
-    """Arithmetic of training."""
+    precision: Literal["fp32", "medium", "bf16"] = "fp32"
+    """Arithmetic of training: float32, float32 with bfloat16 products, or bfloat16 activations."""
     log_every: Count = 20
     """Steps between lines of progress."""
     on_non_finite: Literal["fail", "skip"] = "fail"

@@ -12,8 +12,8 @@ import torch
 from spherescan import __version__
 from spherescan.data import SERIES_READERS, locate, open_shards, read_series
 from spherescan.errors import DataError
-from spherescan.ops import reference, selective_scan
-from spherescan.ops.form import selected_form
+from spherescan.ops import native, reference, selective_scan
+from spherescan.ops.form import ENVIRONMENT_VARIABLE, selected_form
 from spherescan.runs import RunStore, inspect_checkpoint
 
 # Of the self-check: float32 against float64 over a few dozen steps.
@@ -66,11 +66,30 @@ def diagnose() -> dict[str, Any]:
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "ops": f"{selected_form()} form (no compiled kernels in this version)",
+        "ops": _form(),
+        "simd": _simd(),
         "scan of 2 x 64 positions": f"{seconds * 1e3:.1f} ms",
         "scan error": f"{error:.1e} (float32 against float64, relative)",
         "self-check": "passed" if error < _TOLERANCE else "FAILED",
     }
+
+
+def _form() -> str:
+    form = selected_form()
+    if form == "native":
+        return f"native kernels, {native.threads()} threads"
+    forced = os.environ.get(ENVIRONMENT_VARIABLE)
+    reason = f"{ENVIRONMENT_VARIABLE}={forced}" if forced else native.unavailable()
+    return f"{form} form ({reason})"
+
+
+def _simd() -> str:
+    if reason := native.unavailable():
+        return f"none ({reason})"
+    forced = os.environ.get(native.SIMD_VARIABLE)
+    best = native.SIMD_LEVELS[native.best_simd()]
+    why = f"{native.SIMD_VARIABLE}={forced}; this machine has {best}" if forced else "the best here"
+    return f"{native.SIMD_LEVELS[native.simd()]} ({why})"
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:

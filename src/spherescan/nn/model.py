@@ -110,7 +110,8 @@ class SequenceModel(nn.Module):
             mask: True on real positions, which come first in each row.
             reset: True where a new document starts.
         """
-        x: Tensor = self.embedding(inputs)
+        # The residual stream keeps the type of the weights, under autocast too.
+        x: Tensor = self.embedding(inputs).to(self.norm_f.weight.dtype)
         update: Tensor | None = None
         for block in self.layers:
             x, update = block(x, update, mask=mask, reset=reset)

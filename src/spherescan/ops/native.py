@@ -286,6 +286,15 @@ def apply(function: int, values: Tensor) -> Tensor:
     return out
 
 
+def multiply_add(rounds: int) -> int:
+    """Do nothing but multiply-adds of vectors, on the calling thread; return how many."""
+    factors, sums = torch.full((2, 16), 0.5), torch.empty(12, 16)
+    _library().spherescan_multiply_add(
+        c_int32(simd()), c_void_p(factors.data_ptr()), c_void_p(sums.data_ptr()), c_int64(rounds)
+    )
+    return 12 * rounds
+
+
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         raise TypeError(f"{name} is {tensor.layout} on {tensor.device}; expected a CPU tensor")
@@ -357,4 +366,5 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
         function.argtypes = [POINTER(structure)]  # type: ignore[attr-defined]
         function.restype = c_int32  # type: ignore[attr-defined]
     library.spherescan_apply.restype = None
+    library.spherescan_multiply_add.restype = None
     return library, None

@@ -20,7 +20,8 @@ def start(config: RunConfig) -> Trainer:
 
     Args:
         config: The whole configuration; `run.dir` must be set. `run.threads`, when set, becomes
-            the thread count of torch for the whole process.
+            the thread count of torch for the whole process, and `run.precision` sets how torch
+            multiplies float32 matrices.
 
     Raises:
         ConfigError: A setting that does not fit the data.
@@ -30,7 +31,7 @@ def start(config: RunConfig) -> Trainer:
     """
     if config.run.dir is None:
         raise ConfigError("run.dir is missing; name a new folder for the run")
-    _set_threads(config)
+    _prepare_torch(config)
     problem, model = build(config)
     store = RunStore.create(Path(config.run.dir).expanduser())
     lock = RunLock(store.lock_path)
@@ -76,7 +77,7 @@ def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Tra
 def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, int | str]) -> Trainer:
     checkpoint = store.load()
     config = _changed(checkpoint.state["config"], changes)
-    _set_threads(config)
+    _prepare_torch(config)
     problem, model = build(config, place=False)
     expect_same_data(problem, config, checkpoint.state["fingerprint"])
     done = checkpoint.state["counters"]["step"]
@@ -135,6 +136,8 @@ def _changed(saved: dict[str, object], changes: Mapping[str, int | str]) -> RunC
     return parse_config(tree)
 
 
-def _set_threads(config: RunConfig) -> None:
+def _prepare_torch(config: RunConfig) -> None:
+    """Set what torch keeps for the whole process: threads, and how it multiplies matrices."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    torch.set_float32_matmul_precision("medium" if config.run.precision == "medium" else "highest")

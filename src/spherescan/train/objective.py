@@ -36,10 +36,13 @@ class Objective:
     Attributes:
         task: What is predicted.
         loss: Loss of a classification or of the next token.
+        autocast: Whether the network computes in bfloat16 where that is safe. Weights, states, the
+            residual stream and everything from the point on the sphere on stay float32.
     """
 
     task: Task
     loss: ClassLoss
+    autocast: bool = False
 
     @property
     def score_name(self) -> str:
@@ -48,7 +51,9 @@ class Objective:
 
     def __call__(self, model: SequenceModel, batch: Batch) -> Scores:
         """Run the model and score every item of the batch that has a target."""
-        z = model.embed(batch.inputs, mask=batch.mask, reset=batch.reset)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            z = model.embed(batch.inputs, mask=batch.mask, reset=batch.reset)
+        z = z.to(model.head.prototypes.dtype)
         targets = batch.targets
         if self.task.kind == "regression":
             return self._regression(model, z, targets)

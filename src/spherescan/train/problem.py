@@ -89,7 +89,7 @@ def expect_same_data(problem: Problem, config: RunConfig, fingerprint: str) -> N
 
 def objective_of(task: Task, config: RunConfig) -> Objective:
     """Return the loss of a task as the configuration asks for it."""
-    return Objective(task, _class_loss(config))
+    return Objective(task, _class_loss(config), autocast=config.run.precision == "bf16")
 
 
 def evaluation_batches(

@@ -88,6 +88,9 @@ std::int32_t spherescan_rms_norm_backward(const SpherescanNorm*);
 void spherescan_apply(std::int32_t simd, std::int32_t function, std::int32_t type, const void* from, void* to,
                       std::int64_t count);
 
+// For benchmarks: 12 * rounds vector multiply-adds. factors: two vectors; sums: 12 vectors.
+void spherescan_multiply_add(std::int32_t simd, const float* factors, float* sums, std::int64_t rounds);
+
 // The highest SIMD level this machine runs, of: 0 baseline, 1 256-bit, 2 512-bit.
 std::int32_t spherescan_best_simd();
 // Bytes of a vector at a level.

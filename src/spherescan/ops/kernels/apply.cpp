@@ -1,4 +1,5 @@
-// The functions of exp.h on arrays, so that tests can hold them to their bounds.
+// The functions of exp.h on arrays, so that tests can hold them to their bounds; and nothing but multiply-adds, so that a
+// benchmark can say how close a kernel comes to what the machine can do.
 #include "exp.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -31,6 +32,19 @@ void apply_typed(std::int32_t function, const T* from, T* to, Index count) {
 }
 
 }  // namespace
+
+// 12 sums that do not wait for each other, `rounds` multiply-adds each.
+void multiply_add(const float* factors, float* sums, std::int64_t rounds) {
+    constexpr int kSums = 12;
+    Vector<float> total[kSums];
+    const Vector<float> factor = load(factors), addend = load(factors + kWidth<float>);
+    for (int i = 0; i < kSums; ++i) total[i] = splat(static_cast<float>(i));
+    for (std::int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+        for (int i = 0; i < kSums; ++i) total[i] = total[i] * factor + addend;
+    }
+    for (int i = 0; i < kSums; ++i) store<float>(sums + i * kWidth<float>, total[i]);
+}
 
 void apply(std::int32_t function, std::int32_t type, const void* from, void* to, std::int64_t count) {
     if (type == SPHERESCAN_FLOAT64) {

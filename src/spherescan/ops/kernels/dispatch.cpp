@@ -80,6 +80,10 @@ void spherescan_apply(std::int32_t simd, std::int32_t function, std::int32_t typ
     SPHERESCAN_DISPATCH(simd, apply(function, type, from, to, count))
 }
 
+void spherescan_multiply_add(std::int32_t simd, const float* factors, float* sums, std::int64_t rounds) {
+    SPHERESCAN_DISPATCH(simd, multiply_add(factors, sums, rounds))
+}
+
 std::int32_t spherescan_best_simd() {
 #if defined(SPHERESCAN_X86)
     __builtin_cpu_init();

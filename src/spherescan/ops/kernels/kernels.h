@@ -13,6 +13,7 @@
     SpherescanStatus rms_norm(const SpherescanNorm&);                \
     SpherescanStatus rms_norm_backward(const SpherescanNorm&);       \
     void apply(std::int32_t function, std::int32_t type, const void* from, void* to, std::int64_t count); \
+    void multiply_add(const float* factors, float* sums, std::int64_t rounds); \
     }
 
 SPHERESCAN_DECLARE(baseline)

@@ -1,0 +1,24 @@
+"""How the C library hands out memory, for processes that are ours: the command line."""
+
+import ctypes
+
+# Parameters of mallopt in glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_NEVER = -1
+_PAD_BYTES = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Keep the memory of freed tensors for the next ones instead of handing it back to the kernel.
+
+    A training step frees and takes the same tensors again; every page that went back in between is
+    filled with zeros anew, which for large tensors costs more than writing them.
+
+    Returns:
+        Whether the C library has such a setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD_BYTES))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
