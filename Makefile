@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench sanitize docs clean
 
 demo: $(STAMP)  ## train and test the speaker classifier
 	rm -rf runs/demo
@@ -24,8 +24,16 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## speed against the plain reference
-	$(BIN)/python benchmarks/scan.py
+bench: $(STAMP)  ## speed and memory against everyone else who is installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[bench]"
+	$(BIN)/spherescan bench --json benchmarks/results.json --plot benchmarks/step.svg
+
+sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behaviour sanitizers
+	cmake -S . -B build/sanitize -DSPHERESCAN_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	SPHERESCAN_LIBRARY=build/sanitize/_kernels.so LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest tests/ops -m "not slow" -k "not compile and not openmp and not fork and not library"
 
 docs: $(STAMP)  ## the API as HTML in build/docs
 	$(BIN)/pdoc spherescan -o build/docs

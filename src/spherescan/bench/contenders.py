@@ -49,7 +49,8 @@ class _Ours(nn.Module):
         for block in self.blocks:
             x, update = block(x, update)
         assert update is not None
-        return x + update
+        out: Tensor = x + update
+        return out
 
 
 class _Theirs(nn.Module):
@@ -110,8 +111,8 @@ def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
         theirs.load_state_dict(ours.state_dict())
         return
     for block, mixer, norm in zip(ours.blocks, theirs.mixers, theirs.norms, strict=True):
-        mixer.load_state_dict(block.mixer.state_dict())
-        norm.load_state_dict(block.norm.state_dict())
+        mixer.load_state_dict(block.get_submodule("mixer").state_dict())
+        norm.load_state_dict(block.get_submodule("norm").state_dict())
 
 
 def installed(name: str) -> bool:

@@ -241,17 +241,17 @@ def shapes(options: Options) -> Iterator[Result]:
                 result.rows.append(row)
     best = min(row["ns per element"] for row in result.rows)
     worst = max(row["times least"] for row in result.rows)
-    result.notes += [
-        f"best shape {best:.3f} ns per element",
+    result.notes.append(f"best shape {best:.3f} ns per element")
+    result.notes.append(
         "least: the larger of the arithmetic of one element and the bytes that must move for it "
-        f"({stream / 1e9:.1f} GB/s here); worst over all shapes {worst:.1f}",
-    ]
+        f"({stream / 1e9:.1f} GB/s here); worst over all shapes {worst:.1f}"
+    )
     yield result
 
 
 def native_width() -> int:
     """Return the float32 lanes of a vector at the level in use."""
-    return 4 << native.simd()
+    return int(4 << native.simd())
 
 
 def _shape(options: Options, batch: int, length: int, d: int, n: int) -> dict[str, Any]:
@@ -314,12 +314,12 @@ def length(options: Options) -> Iterator[Result]:
     )
 
     def in_parts(x: torch.Tensor) -> None:
-        block = model.blocks[0]
-        assert isinstance(block, torch.nn.Module)
+        (block,) = model.get_submodule("blocks").children()
         state = None
-        for part in x.split(128, dim=1):
-            normed, _ = block.norm(part)  # type: ignore[operator]
-            _, state = block.mixer(normed, state)  # type: ignore[operator]
+        norm, mixer = block.get_submodule("norm"), block.get_submodule("mixer")
+        for part in torch.split(x, 128, dim=1):
+            normed, _ = norm(part)
+            _, state = mixer(normed, state)
 
     with torch.inference_mode():
         for n, x in inputs.items():

@@ -79,7 +79,8 @@ def mamba_inner(
     )
     compute = native.compute_dtype(values.dtype)
     carried = [None if t is None or t.numel() == 0 else t.to(compute) for t in states]
-    y, final_state, *_ = _operator(values, *parameters, *carried, reset, native.simd(), keep)
+    level = native.simd_for(d_inner, values.dtype)
+    y, final_state, *_ = _operator(values, *parameters, *carried, reset, level, keep)
     x = values[..., :d_inner]
     if conv_state is None:
         conv_state = x.new_zeros(x.shape[0], d_inner, conv_weight.shape[1] - 1)

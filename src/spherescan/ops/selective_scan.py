@@ -173,8 +173,10 @@ def _native_scan(
     *tensors: Tensor | None, delta_softplus: bool
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
     *floating, reset = tensors
-    inputs = (*_in_matching_types(*floating), reset, delta_softplus, native.simd())
-    y, state, _ = scan_operator(*inputs, _records_gradient(*floating))
+    u, *_ = inputs = _in_matching_types(*floating)
+    level = native.simd_for(u.shape[2], u.dtype)
+    keep = _records_gradient(*floating)
+    y, state, _ = scan_operator(*inputs, reset, delta_softplus, level, keep)
     u = tensors[0]
     assert u is not None
     return y.to(u.dtype), state

@@ -66,6 +66,7 @@ class Conv {
         Block<T> block{};
         const Index first = k * W;
         block.lanes = static_cast<int>(conv_.d_inner - first < W ? conv_.d_inner - first : W);
+        block.run = true;
         block.whole = block.lanes == W;
         for (int i = 0; i < block.lanes; ++i) {
             block.batch[i] = batch;

@@ -75,7 +75,7 @@ SPHERESCAN_INLINE Vector<T> horner(const T (&coefficients)[N], Vector<T> x) {
 template <class T>
 SPHERESCAN_INLINE Vector<T> scale(Vector<T> fraction, Vector<T> shifted) {
     using P = Polynomials<T>;
-    return (Vector<T>)((Mask<T>)horner<T>(P::kExp2, fraction) + ((Mask<T>)shifted << P::kMantissaBits));
+    return (Vector<T>)((Bits<T>)horner<T>(P::kExp2, fraction) + ((Bits<T>)shifted << P::kMantissaBits));
 }
 
 template <class T>

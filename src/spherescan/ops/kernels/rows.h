@@ -1,6 +1,8 @@
 // How lanes meet tensors: which channels of which batch rows lie in a vector, and how their values get there.
 #pragma once
 
+#include <type_traits>
+
 #include "abi.h"
 #include "vector.h"
 
@@ -19,19 +21,24 @@ struct Rows {
     IO* at(Index batch, Index row, Index column) const { return data + batch * batch_stride + row * row_stride + column; }
 };
 
-// The (batch row, channel) of each lane of a vector of T. `whole` lanes are neighbours in memory; other lanes are
-// gathered one by one: the last channels of a width that is no multiple of the vector, or several batch rows side by
-// side where the channels of one do not fill a vector.
+// The (batch row, channel) of each lane of a vector of T. `whole`: every lane is taken, by neighbours in memory. `run`: the
+// lanes that are taken are neighbours, as in the last channels of a width that is no multiple of the vector. Otherwise
+// lanes are gathered one by one: several batch rows side by side, where the channels of one do not fill a vector.
 template <class T>
 struct Block {
     int lanes;
-    bool whole;
+    bool whole, run;
     Index batch[kWidth<T>], channel[kWidth<T>];
 };
 
 template <class T, class IO>
 SPHERESCAN_INLINE Vector<T> read_row(const Rows<IO>& rows, const Block<T>& block, Index row) {
     if (block.whole) return read(rows.at(block.batch[0], row, block.channel[0]));
+    if (block.run) {
+        std::remove_const_t<IO> values[kWidth<T>] = {};
+        std::memcpy(values, rows.at(block.batch[0], row, block.channel[0]), sizeof(IO) * block.lanes);
+        return read(values);
+    }
     T values[kWidth<T>] = {};
     for (int i = 0; i < block.lanes; ++i) values[i] = read_one(rows.at(block.batch[i], row, block.channel[i]));
     return load(values);
@@ -41,6 +48,12 @@ template <class T, class IO>
 SPHERESCAN_INLINE void write_row(const Rows<IO>& rows, const Block<T>& block, Index row, Vector<T> vector) {
     if (block.whole) {
         write(rows.at(block.batch[0], row, block.channel[0]), vector);
+        return;
+    }
+    if (block.run) {
+        IO values[kWidth<T>];
+        write(values, vector);
+        std::memcpy(rows.at(block.batch[0], row, block.channel[0]), values, sizeof(IO) * block.lanes);
         return;
     }
     T values[kWidth<T>];

@@ -76,6 +76,7 @@ struct Plan {
         }
         const Index first = (group * blocks + index) * width;
         block.lanes = static_cast<int>(d_inner - first < width ? d_inner - first : width);
+        block.run = true;
         block.whole = block.lanes == width;
         for (int i = 0; i < block.lanes; ++i) {
             block.batch[i] = row;

@@ -48,6 +48,7 @@ class Step {
     void run_channels(Index batch, Index first, Index last, const T* B, const T* C) const {
         Block<T> block{};
         block.lanes = static_cast<int>(last - first < W ? last - first : W);
+        block.run = true;
         block.whole = block.lanes == W;
         for (int i = 0; i < block.lanes; ++i) {
             block.batch[i] = batch;

@@ -28,12 +28,14 @@ template <>
 struct VectorOf<float> {
     typedef float Values __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
     typedef std::int32_t Mask __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+    typedef std::uint32_t Bits __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
 };
 
 template <>
 struct VectorOf<double> {
     typedef double Values __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
     typedef std::int64_t Mask __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
+    typedef std::uint64_t Bits __attribute__((vector_size(SPHERESCAN_VECTOR_BYTES)));
 };
 
 template <class T>
@@ -42,6 +44,10 @@ using Vector = typename VectorOf<T>::Values;
 // Integers of the same width as the values: all bits set where a comparison held.
 template <class T>
 using Mask = typename VectorOf<T>::Mask;
+
+// The bits of the values, for arithmetic that may wrap around.
+template <class T>
+using Bits = typename VectorOf<T>::Bits;
 
 template <class T>
 constexpr int kWidth = SPHERESCAN_VECTOR_BYTES / static_cast<int>(sizeof(T));
