@@ -677,3 +677,42 @@ def test_the_first_signal_is_recorded_and_the_second_interrupts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def _matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_matmul_precision")
+def test_every_precision_trains_near_float32(tmp_path, series):
+    losses = {}
+    for precision in ("fp32", "medium", "bf16"):
+        trainer = trainer_for(tmp_path, precision, data__train=series, run__precision=precision)
+        trainer.fit()
+        trainer.close()
+        expected = "medium" if precision == "medium" else "highest"
+        assert torch.get_float32_matmul_precision() == expected
+        checkpoint = read_checkpoint(tmp_path / precision / "ckpt" / f"step-{12:012d}.safetensors")
+        assert {t.dtype for t in checkpoint.tensors.values()} == {torch.float32}
+        records = read_metrics(tmp_path / precision / "metrics.jsonl")
+        losses[precision] = [r["loss"] for r in records if r["kind"] == "train"]
+    assert losses["bf16"] != losses["fp32"], "nothing was computed in bfloat16"
+    for other in ("medium", "bf16"):
+        assert losses[other] == pytest.approx(losses["fp32"], rel=0.03)
+
+
+@pytest.mark.usefixtures("_matmul_precision")
+def test_a_run_in_bfloat16_resumes_with_the_same_bits(tmp_path, series):
+    whole = trainer_for(tmp_path, "whole", data__train=series, run__precision="bf16")
+    whole.fit()
+    whole.close()
+    part = trainer_for(tmp_path, "part", data__train=series, run__precision="bf16")
+    part.fit(5)
+    part.close()
+    rest = resume(tmp_path / "part")
+    rest.fit()
+    rest.close()
+    assert contents(tmp_path / "part", 12) == contents(tmp_path / "whole", 12)
