@@ -8,6 +8,7 @@ plain loop grows.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -31,6 +32,7 @@ def seconds(scan: Callable[..., tuple[torch.Tensor, torch.Tensor]], case: dict) 
 
 def main() -> None:
     """Print one line per length."""
+    os.environ["SPHERESCAN_OPS"] = "torch"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--channels", type=int, default=128)
