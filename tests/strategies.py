@@ -28,7 +28,8 @@ class ScanCase:
 SIZES = st.sampled_from([1, 2, 3, 5, 8, 9, 17])
 
 
-RESET_RATES = st.sampled_from([0.02, 0.3])
+# No document but the first starts, few do, many do.
+RESET_RATES = st.sampled_from([None, 0.02, 0.3])
 
 # What the kernels treat apart: less than a vector of channels with several rows in one, a tail of
 # channels, several groups of channels; one tile of states, several, every remainder; one position,
@@ -40,24 +41,20 @@ KERNEL_STATES = st.sampled_from([1, 2, 3, 4, 7, 8, 15, 16, 24, 31, 64])
 MOST_ELEMENTS = 150_000
 
 
-@st.composite
-def kernel_scan_cases(draw) -> ScanCase:
-    """Draw shapes around every size at which the native scan changes its way."""
-    sizes = st.tuples(KERNEL_BATCHES, KERNEL_LENGTHS, KERNEL_CHANNELS, KERNEL_STATES)
-    small = sizes.filter(lambda s: s[0] * s[1] * s[2] * s[3] <= MOST_ELEMENTS)
-    return _scan_case(draw, *draw(small))
-
-
-@st.composite
-def scan_cases(draw) -> ScanCase:
-    """Draw every shape and every combination of options of the selective scan."""
-    return _scan_case(
-        draw, draw(st.integers(0, 3)), draw(st.integers(0, 12)), draw(SIZES), draw(SIZES)
-    )
-
-
-def _scan_case(draw, batch: int, length: int, d_inner: int, d_state: int) -> ScanCase:
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+def scan_case(
+    batch: int,
+    length: int,
+    d_inner: int,
+    d_state: int,
+    *,
+    seed: int = 0,
+    softplus: bool = True,
+    biased: bool = True,
+    gated: bool = True,
+    reset_rate: float | None = 0.02,
+) -> ScanCase:
+    """Return arguments of the selective scan."""
+    generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -71,46 +68,29 @@ def _scan_case(draw, batch: int, length: int, d_inner: int, d_state: int) -> Sca
         "D": normal(d_inner),
         "state": normal(batch, d_inner, d_state),
     }
-    softplus = draw(st.booleans())
     if not softplus:
         arguments["delta"] = arguments["delta"].abs()
-    if draw(st.booleans()):
+    if biased:
         arguments["delta_bias"] = normal(d_inner).abs()
-    if draw(st.booleans()):
+    if gated:
         arguments["gate"] = normal(batch, length, d_inner)
-    reset = torch.rand(batch, length, generator=generator) < draw(RESET_RATES)
-    return ScanCase(
-        arguments,
-        {"delta_softplus": softplus, "reset": reset if draw(st.booleans()) else None},
-    )
+    reset = _resets(batch, length, reset_rate, generator)
+    return ScanCase(arguments, {"delta_softplus": softplus, "reset": reset})
 
 
-@st.composite
-def kernel_conv_cases(draw) -> ScanCase:
-    """Draw shapes around every size at which the native convolution changes its way."""
-    return _conv_case(
-        draw,
-        draw(st.integers(1, 3)),
-        draw(st.sampled_from([1, 2, 3, 31, 32, 33, 70])),
-        draw(KERNEL_CHANNELS),
-        draw(st.sampled_from([1, 2, 3, 4, 5, 9])),
-    )
-
-
-@st.composite
-def conv_cases(draw) -> ScanCase:
-    """Draw every shape and every combination of options of the causal convolution."""
-    return _conv_case(
-        draw,
-        draw(st.integers(0, 3)),
-        draw(st.integers(0, 12)),
-        draw(SIZES),
-        draw(st.integers(1, 6)),
-    )
-
-
-def _conv_case(draw, batch: int, length: int, d_inner: int, width: int) -> ScanCase:
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+def conv_case(
+    batch: int,
+    length: int,
+    d_inner: int,
+    width: int,
+    *,
+    seed: int = 0,
+    biased: bool = True,
+    activation: str | None = "silu",
+    reset_rate: float | None = 0.02,
+) -> ScanCase:
+    """Return arguments of the causal convolution."""
+    generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -120,13 +100,77 @@ def _conv_case(draw, batch: int, length: int, d_inner: int, width: int) -> ScanC
         "weight": normal(d_inner, width),
         "state": normal(batch, d_inner, width - 1),
     }
-    if draw(st.booleans()):
+    if biased:
         arguments["bias"] = normal(d_inner)
-    reset = torch.rand(batch, length, generator=generator) < 0.3
-    return ScanCase(
-        arguments,
-        {
-            "activation": draw(st.sampled_from(["silu", None])),
-            "reset": reset if draw(st.booleans()) else None,
-        },
+    reset = _resets(batch, length, reset_rate, generator)
+    return ScanCase(arguments, {"activation": activation, "reset": reset})
+
+
+def _resets(
+    batch: int, length: int, rate: float | None, generator: torch.Generator
+) -> Tensor | None:
+    return None if rate is None else torch.rand(batch, length, generator=generator) < rate
+
+
+SEEDS = st.integers(0, 2**31)
+
+
+def _draw_scan(draw, *sizes: int) -> ScanCase:
+    return scan_case(
+        *sizes,
+        seed=draw(SEEDS),
+        softplus=draw(st.booleans()),
+        biased=draw(st.booleans()),
+        gated=draw(st.booleans()),
+        reset_rate=draw(RESET_RATES),
+    )
+
+
+def _draw_conv(draw, *sizes: int) -> ScanCase:
+    return conv_case(
+        *sizes,
+        seed=draw(SEEDS),
+        biased=draw(st.booleans()),
+        activation=draw(st.sampled_from(["silu", None])),
+        reset_rate=draw(RESET_RATES),
+    )
+
+
+@st.composite
+def scan_cases(draw) -> ScanCase:
+    """Draw every shape and every combination of options of the selective scan."""
+    return _draw_scan(
+        draw, draw(st.integers(0, 3)), draw(st.integers(0, 12)), draw(SIZES), draw(SIZES)
+    )
+
+
+@st.composite
+def kernel_scan_cases(draw) -> ScanCase:
+    """Draw shapes around every size at which the native scan changes its way."""
+    sizes = st.tuples(KERNEL_BATCHES, KERNEL_LENGTHS, KERNEL_CHANNELS, KERNEL_STATES)
+    small = sizes.filter(lambda s: s[0] * s[1] * s[2] * s[3] <= MOST_ELEMENTS)
+    return _draw_scan(draw, *draw(small))
+
+
+@st.composite
+def conv_cases(draw) -> ScanCase:
+    """Draw every shape and every combination of options of the causal convolution."""
+    return _draw_conv(
+        draw,
+        draw(st.integers(0, 3)),
+        draw(st.integers(0, 12)),
+        draw(SIZES),
+        draw(st.integers(1, 6)),
+    )
+
+
+@st.composite
+def kernel_conv_cases(draw) -> ScanCase:
+    """Draw shapes around every size at which the native convolution changes its way."""
+    return _draw_conv(
+        draw,
+        draw(st.integers(1, 3)),
+        draw(st.sampled_from([1, 2, 3, 31, 32, 33, 70])),
+        draw(KERNEL_CHANNELS),
+        draw(st.sampled_from([1, 2, 3, 4, 5, 9])),
     )

@@ -461,7 +461,6 @@ def _inspect(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     if options.malloc == "keep":
         keep_freed_memory()
-        os.environ["SPHERESCAN_BENCH_MALLOC"] = "keep"
     import torch
 
     from spherescan.bench import SUITES, draw, to_json, to_table
@@ -474,7 +473,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.threads < 1 or options.repeats < 1:
         raise ConfigError("--threads and --repeats must be at least 1")
     torch.set_num_threads(options.threads)
-    facts = environment()
+    facts = environment(malloc=options.malloc)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     if load := busy():
         print(f"spherescan: {load}; the figures will be wrong", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import functools
 import subprocess
 import sys
 import threading
@@ -141,7 +142,7 @@ def test_a_state_that_decays_becomes_zero_and_not_subnormal():
 
 def test_a_call_lets_other_python_threads_run(generator):
     tensors = scan_tensors(generator, batch=8, length=512, d=512, n=16)
-    counted = done = 0
+    counted = 0
     finished = threading.Event()
 
     def work():
@@ -153,8 +154,7 @@ def test_a_call_lets_other_python_threads_run(generator):
     worker.start()
     while not finished.is_set():
         counted += 1
-        if finished.wait(0.0005):
-            done += 1
+        finished.wait(0.0005)
     worker.join()
     # Holding the interpreter lock through a kernel of milliseconds would leave a handful of turns.
     assert counted > 20
@@ -341,22 +341,44 @@ def test_a_step_that_records_a_gradient_gives_one(generator):
 
 
 def test_strides_are_followed_or_copied(generator):
+    def strided(u, delta, gate, A, **rest):
+        wide = torch.cat([u, u, u], dim=-1)
+        strange = {
+            "u": wide[..., 70:140],  # rows of a wider tensor
+            "delta": delta.transpose(1, 2).contiguous().transpose(1, 2),
+            "gate": gate.transpose(0, 1).contiguous().transpose(0, 1),
+            "A": A.t().contiguous().t(),
+        }
+        assert not any(x.is_contiguous() for x in strange.values())
+        y, state = selective_scan(**strange, **rest)
+        return y.transpose(1, 2).contiguous().transpose(1, 2), state
+
     tensors = scan_tensors(generator)
-    expected = everything(tensors)
-    wide = torch.randn(2, 37, 3 * 70, generator=generator)
-    wide[..., 70:140] = tensors["u"]
-    strange = {
-        "u": wide[..., 70:140],  # rows of a wider tensor
-        "delta": tensors["delta"].transpose(1, 2).contiguous().transpose(1, 2),
-        "gate": tensors["gate"].transpose(0, 1).contiguous().transpose(0, 1),
-        "A": tensors["A"].t().contiguous().t(),
-    }
-    found = everything(tensors)
-    leaves = tensors | strange
-    y, state = selective_scan(**leaves)
-    assert torch.equal(y, expected[0])
-    assert torch.equal(state, expected[1])
+    pairs = zip(everything(tensors), everything(tensors, strided), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_transposed_step_is_written_where_it_is_read(generator):
+    tensors = scan_tensors(generator, batch=3, length=1)
+    timed = {"u", "delta", "B", "C", "gate"}
+    tensors = {k: v[:, 0] if k in timed else v for k, v in tensors.items()}
+    expected, _ = selective_scan_step(**tensors)
+    turned = {k: v.t().contiguous().t() if k in timed else v for k, v in tensors.items()}
+    y, _ = selective_scan_step(**turned)
+    assert torch.equal(y, expected)
+    x, weight, state = tensors["u"], torch.randn(70, 4), torch.randn(3, 70, 3)
+    expected = causal_conv1d_step(x, weight, state=state)
+    found = causal_conv1d_step(turned["u"], weight, state=state)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_norm_with_a_strided_weight_has_a_gradient(generator):
+    x = torch.randn(3, 5, generator=generator, requires_grad=True)
+    wide = torch.randn(10, generator=generator, requires_grad=True)
+    normed, _ = add_rms_norm(x, None, wide[::2])
+    normed.sum().backward()
+    assert wide.grad[::2].abs().sum() > 0
+    assert wide.grad[1::2].abs().sum() == 0
 
 
 def test_an_expanded_input_is_read_as_what_it_shows(generator):
@@ -399,8 +421,105 @@ def test_an_output_over_an_input_raises(generator):
 def test_checkpoints_of_another_shape_are_refused(generator):
     inputs = raw(generator)
     y, _, checkpoints = scan_forward(inputs, keep=True)
-    with pytest.raises(AssertionError, match="too small"):
-        scan_backward(inputs, checkpoints[:-1], torch.ones_like(y), None)
+    y_grad = torch.ones_like(y)
+    with pytest.raises(ValueError, match="too small"):
+        scan_backward(inputs, checkpoints[:-1], y_grad, None)
+    with pytest.raises(TypeError, match="checkpoints has dtype"):
+        scan_backward(inputs, checkpoints.double(), y_grad, None)
+    with pytest.raises(ValueError, match="checkpoints has strides"):
+        scan_backward(inputs, checkpoints[:1].expand(checkpoints.numel()), y_grad, None)
+
+
+def test_outputs_over_each_other_raise(generator):
+    inputs = raw(generator)
+    y, _, checkpoints = scan_forward(inputs, keep=True)
+    out = torch.empty(2, 37, 5)
+    call = functools.partial(scan_backward, inputs, checkpoints, torch.ones_like(y), None)
+    with pytest.raises(ValueError, match="B_grad, C_grad share memory"):
+        call(B_grad=out, C_grad=out)
+    with pytest.raises(ValueError, match="must not overlap itself"):
+        call(B_grad=out[:1].expand(2, 37, 5))
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (conv_operator, (torch.zeros(2, 3, 4), torch.zeros(4, 0), None, None, None, True, 0)),
+        (conv_operator, (torch.zeros(2, 0, 4), torch.zeros(4, 2), None, None, None, True, 0)),
+        (norm_operator, (torch.zeros(0, 4), None, torch.zeros(4), 1e-5, torch.float32, 0)),
+        (
+            scan_operator,
+            (
+                *(torch.zeros(2, 3, 0), torch.zeros(2, 3, 0), torch.zeros(0, 2)),
+                *(torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), torch.zeros(0)),
+                *(None, None, None, None, False, 0, False),
+            ),
+        ),
+    ],
+)
+def test_an_operator_refuses_what_is_empty(operator, arguments):
+    with pytest.raises(ValueError, match="the kernels need at least 1"):
+        operator(*arguments)
+
+
+def test_a_level_from_elsewhere_is_lowered_and_one_that_never_was_is_refused(generator):
+    inputs = raw(generator)
+    y, *_ = scan_forward(inputs._replace(simd=2), keep=False)
+    assert torch.equal(y, scan_forward(inputs._replace(simd=native.best_simd()), keep=False)[0])
+    with pytest.raises(ValueError, match="SIMD level 7"):
+        scan_forward(inputs._replace(simd=7), keep=False)
+
+
+def test_apply_refuses_bfloat16():
+    with pytest.raises(TypeError, match="expected float32 or float64"):
+        native.apply(0, torch.zeros(3, dtype=torch.bfloat16))
+
+
+MIXED = [
+    {"delta_bias": torch.float64},
+    {"gate": torch.float64},
+    {"u": torch.bfloat16, "gate": torch.bfloat16},
+    {"A": torch.bfloat16},
+]
+
+
+@pytest.mark.parametrize("types", MIXED)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_forms_take_the_same_types_and_give_the_same_types(
+    generator, monkeypatch, types, autocast
+):
+    tensors = scan_tensors(generator, length=5, d=6)
+    tensors = {k: v.to(types.get(k, v.dtype)) for k, v in tensors.items()}
+    x, weight = tensors["u"], torch.randn(6, 4, generator=generator)
+    results = []
+    for name in ("reference", "torch", "native"):
+        monkeypatch.setenv("SPHERESCAN_OPS", name)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            resets = [None, torch.zeros(2, 5, dtype=torch.bool)]
+            convolved = [out for r in resets for out in causal_conv1d(x, weight, reset=r)]
+            results.append([*selective_scan(**tensors), *convolved])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.dtype == b.dtype
+            tolerance = 1e-2 if a.dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_proj": torch.zeros(12, 70)}, "x_proj has shape"),
+        ({"dt_proj": torch.zeros(71, 3)}, "dt_proj has shape"),
+        ({"conv_state": torch.zeros(2, 70, 0)}, "conv_state has shape"),
+        ({"ssm_state": torch.zeros(2, 70, 0)}, "ssm_state has shape"),
+        ({"reset": torch.zeros(2, 37)}, "reset has dtype"),
+        ({"projected": torch.zeros(2, 37, 71)}, "projected has 71 channels"),
+    ],
+)
+def test_a_wrong_argument_of_the_inner_op_is_named(generator, change, message):
+    inner = getattr(mamba_inner, "__wrapped__", mamba_inner)
+    with pytest.raises(ValueError, match=message):
+        inner(**(inner_tensors(generator) | change))
 
 
 def test_a_last_axis_that_is_not_contiguous_never_reaches_a_kernel():

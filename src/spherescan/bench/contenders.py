@@ -1,6 +1,7 @@
 """One Mamba block in x + mixer(norm(x)), by everyone who has one for the CPU."""
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -35,8 +35,8 @@ def interleave(
 
     Args:
         contenders: What to run, by name; each once to warm up first.
-        repeats: Rounds at least, three at the very least.
-        seconds: Rounds stop after so many, when there were three.
+        repeats: Rounds at most.
+        seconds: No round begins after so many, once there were three.
     """
     times: dict[str, list[float]] = {name: [_seconds(run)] for name, run in contenders.items()}
     repeated = [name for name, first in times.items() if first[0] <= _LONGEST_REPEATED]
@@ -88,9 +88,8 @@ def _busy_ticks() -> int:
     return user + nice + system
 
 
-def environment() -> dict[str, str]:
+def environment(*, malloc: str) -> dict[str, str]:
     """Return what the figures depend on."""
-    tuned = os.environ.get("SPHERESCAN_BENCH_MALLOC", "default")
     return {
         "machine": _cpu_name(),
         "cores": str(os.cpu_count()),
@@ -98,7 +97,7 @@ def environment() -> dict[str, str]:
         "simd": "none" if native.unavailable() else native.SIMD_LEVELS[native.simd()],
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "malloc": tuned,
+        "malloc": malloc,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 

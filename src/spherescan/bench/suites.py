@@ -229,14 +229,17 @@ def shapes(options: Options) -> Iterator[Result]:
         ("N", "D", "L", "batch", "ns per element", "least ns", "times least"),
     )
     stream = _stream_rate()
-    peak = _vector_rate() * torch.get_num_threads()
-    width = native_width()
+    rates = {}
+    for level in range(native.best_simd() + 1):
+        with native.forced_simd(level):
+            rates[level] = _vector_rate() * torch.get_num_threads()
     for n in (1, 16) if options.quick else (1, 4, 8, 16, 24, 64, 256):
         for d in (7, 64) if options.quick else (1, 7, 64, 96, 1000, 1536):
             for length in (1, 16) if options.quick else (1, 2, 15, 16, 17, 1000):
                 batch = max(1, math.ceil(4e6 / (n * d * length)))
                 row = _shape(options, batch, length, d, n)
-                least = _least_seconds(n, length, stream, peak, width) * 1e9
+                level = native.simd_for(d, torch.float32)
+                least = _least_seconds(n, length, stream, rates[level], level) * 1e9
                 row |= {"least ns": least, "times least": row["ns per element"] / least}
                 result.rows.append(row)
     best = min(row["ns per element"] for row in result.rows)
@@ -247,11 +250,6 @@ def shapes(options: Options) -> Iterator[Result]:
         f"({stream / 1e9:.1f} GB/s here); worst over all shapes {worst:.1f}"
     )
     yield result
-
-
-def native_width() -> int:
-    """Return the float32 lanes of a vector at the level in use."""
-    return int(4 << native.simd())
 
 
 def _shape(options: Options, batch: int, length: int, d: int, n: int) -> dict[str, Any]:
@@ -285,13 +283,14 @@ def _shape(options: Options, batch: int, length: int, d: int, n: int) -> dict[st
     }
 
 
-def _least_seconds(n: int, length: int, stream: float, peak: float, width: int) -> float:
+def _least_seconds(n: int, length: int, stream: float, peak: float, level: int) -> float:
     """Return the seconds of an element, forward and back, when either bound were met."""
-    instructions = 2 * _EXP2[native.simd()] + _FORWARD_STATE + _BACKWARD_STATE + 30 / n
+    instructions = 2 * _EXP2[level] + _FORWARD_STATE + _BACKWARD_STATE + 30 / n
     # Forward: u, delta, y. Backward: u, delta, dy, du, ddelta. What is written is read first. The
     # final state and the checkpoints: one state each per chunk and sequence, written and read.
     values = (4 + 7) * 4 / n
     states = (4 + 4 + 4) * 4 / min(length, native.chunk())
+    width = 4 << level
     return max(instructions / width / peak, (values + states) / stream)
 
 
@@ -387,7 +386,7 @@ def decay(options: Options) -> Iterator[Result]:
 def matrix(options: Options) -> Iterator[Result]:
     """Run the published matrix of the Rust program: tokens per second of whole training steps."""
     result = Result(
-        "reduced layer, vocabulary 8192, AdamW, backprop on every step, 120 steps",
+        "reduced layer, vocabulary 8192, AdamW, backprop on every step, median of 120 steps",
         ("batch", "length", "d_model", "layers", "fp32", "bf16", "published", "times published"),
     )
     cells = list(PUBLISHED.items())[:1] if options.quick else list(PUBLISHED.items())

@@ -3,14 +3,16 @@
 Letters: b batch, l length, d channels, k kernel width, w = k - 1.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native, reference
-from spherescan.ops.form import form_for
-from spherescan.ops.native_conv import conv_operator
+from spherescan.ops.form import form_for, records_gradient
+from spherescan.ops.native_conv import conv_operator, conv_step, step_operator
 
 
 def causal_conv1d(
@@ -53,14 +55,20 @@ def causal_conv1d(
         raise ValueError(
             f"reset is {tuple(reset.shape)} {reset.dtype}; expected {(batch, length)} torch.bool"
         )
-    match form_for(x, weight, bias):
-        case "native":
-            form = _native_conv
-        case "torch":
-            form = _torch_conv
-        case "reference":
-            form = reference.causal_conv1d
-    return form(x, weight, bias, activation=activation, state=state, reset=reset)
+    # Every form computes in the same type, float32 at least, under autocast too.
+    dtype = _compute_dtype(x, weight, bias, state)
+    weight, state_ = weight.to(dtype), state.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    form = form_for(x, weight, bias)
+    if form == "native":
+        values = x if x.dtype == torch.bfloat16 and dtype == torch.float32 else x.to(dtype)
+        silu = activation == "silu"
+        y = conv_operator(values, weight, bias, state_, reset, silu, native.simd())
+    else:
+        conv = reference.causal_conv1d if form == "reference" else _torch_conv
+        with torch.autocast(x.device.type, enabled=False):
+            y, _ = conv(x.to(dtype), weight, bias, activation=activation, state=state_, reset=reset)
+    return y.to(x.dtype), conv_tail(x, state, reset)
 
 
 def causal_conv1d_step(
@@ -88,24 +96,20 @@ def causal_conv1d_step(
     """
     batch, d_inner = x.shape
     state = _checked_state(batch, d_inner, weight, bias, activation, state, like=x)
-    return reference.causal_conv1d_step(x, weight, bias, activation=activation, state=state)
-
-
-def _native_conv(
-    x: Float[Tensor, "b l d"],
-    weight: Float[Tensor, "d k"],
-    bias: Float[Tensor, " d"] | None,
-    *,
-    activation: str | None,
-    state: Float[Tensor, "b d w"],
-    reset: Bool[Tensor, "b l"] | None,
-) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d w"]]:
-    dtypes = [t.dtype for t in (x, weight, bias, state) if t is not None]
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    values = x if x.dtype == torch.bfloat16 and dtype == torch.float32 else x.to(dtype)
-    parameters = [None if t is None else t.to(dtype) for t in (weight, bias, state)]
-    y = conv_operator(values, *parameters, reset, activation == "silu", native.simd())
-    return y.to(x.dtype), conv_tail(x, state, reset)
+    dtype = _compute_dtype(x, weight, bias, state)
+    weight, state_ = weight.to(dtype), state.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    tensors = (x, weight, bias, state_)
+    if form_for(x, weight, bias) == "native" and not records_gradient(*tensors):
+        values = x if x.dtype == torch.bfloat16 and dtype == torch.float32 else x.to(dtype)
+        # Eager calls go straight to the kernel: an operator costs as much as the step itself.
+        step: Any = step_operator if torch.compiler.is_compiling() else conv_step
+        y, new = step(values, weight, bias, state_, activation == "silu", native.simd())
+    else:
+        y, new = reference.causal_conv1d_step(
+            x.to(dtype), weight, bias, activation=activation, state=state_
+        )
+    return y.to(x.dtype), new.to(torch.promote_types(x.dtype, state.dtype))
 
 
 def conv_tail(
@@ -115,7 +119,7 @@ def conv_tail(
     reach = state.shape[2]
     recent = x[:, max(0, x.shape[1] - reach) :].transpose(1, 2)
     tail = torch.cat([state, recent], dim=2)[:, :, recent.shape[2] :]
-    if reset is None:
+    if reset is None or reset.shape[1] == 0:
         return tail
     back = torch.arange(reach - 1, -1, -1, device=x.device)
     return tail.where((_age(reset)[:, -1:] >= back)[:, None, :], 0.0)
@@ -152,6 +156,11 @@ def _torch_conv(
     if activation == "silu":
         y = functional.silu(y)
     return y.transpose(1, 2), conv_tail(x, state, reset)
+
+
+def _compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if double else torch.float32
 
 
 def _age(reset: Bool[Tensor, "b l"]) -> Tensor:

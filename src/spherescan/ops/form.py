@@ -48,3 +48,8 @@ def form_for(*tensors: Tensor | None) -> Form:
     """Return the form that computes with these: the selected one, or torch where kernels cannot."""
     form = selected_form()
     return "torch" if form == "native" and not native.supports(*tensors) else form
+
+
+def records_gradient(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records what is computed from these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

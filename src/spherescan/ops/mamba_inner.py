@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from spherescan.ops import native
 from spherescan.ops.causal_conv1d import causal_conv1d, conv_tail
-from spherescan.ops.form import form_for
+from spherescan.ops.form import form_for, records_gradient
 from spherescan.ops.native_conv import ConvInputs, conv_backward, conv_forward
 from spherescan.ops.native_scan import ScanInputs, scan_backward, scan_forward
-from spherescan.ops.selective_scan import selective_scan
+from spherescan.ops.selective_scan import expect, selective_scan
 
 
 def mamba_inner(
@@ -64,19 +64,25 @@ def mamba_inner(
         ValueError: A shape that does not fit.
     """
     d_inner = D.shape[0]
-    if projected.shape[-1] not in {d_inner, 2 * d_inner}:
-        raise ValueError(
-            f"projected has {projected.shape[-1]} channels; expected {d_inner}, or "
-            f"{2 * d_inner} with a gate"
-        )
+    _check_shapes(projected, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D)
+    for name, state, width in (
+        ("conv_state", conv_state, conv_weight.shape[1] - 1),
+        ("ssm_state", ssm_state, A.shape[1]),
+    ):
+        if state is not None:
+            expect(name, state, (projected.shape[0], d_inner, width))
+    if reset is not None:
+        expect("reset", reset, tuple(projected.shape[:2]), dtype=torch.bool)
     parameters = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D)
     values = _autocast(projected)
     states = (conv_state, ssm_state)
-    if form_for(values, *parameters) != "native" or not _in_operator_types(values, *parameters):
-        return _composed(projected, *parameters, *states, reset)
-    keep = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (values, *parameters, *states)
+    double = values.dtype != torch.float64 and any(
+        t is not None and t.dtype == torch.float64 for t in states
     )
+    native_types = not double and _in_operator_types(values, *parameters)
+    if form_for(values, *parameters) != "native" or not native_types:
+        return _composed(projected, *parameters, *states, reset)
+    keep = records_gradient(values, *parameters, *states)
     compute = native.compute_dtype(values.dtype)
     carried = [None if t is None or t.numel() == 0 else t.to(compute) for t in states]
     level = native.simd_for(d_inner, values.dtype)
@@ -85,6 +91,30 @@ def mamba_inner(
     if conv_state is None:
         conv_state = x.new_zeros(x.shape[0], d_inner, conv_weight.shape[1] - 1)
     return y, conv_tail(x, conv_state, reset), final_state
+
+
+def _check_shapes(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+) -> None:
+    d_inner, d_state, rank = D.shape[0], A.shape[-1], dt_proj.shape[-1]
+    if projected.shape[-1] not in {d_inner, 2 * d_inner}:
+        raise ValueError(
+            f"projected has {projected.shape[-1]} channels; expected {d_inner}, or "
+            f"{2 * d_inner} with a gate"
+        )
+    expect("conv_weight", conv_weight, (d_inner, conv_weight.shape[-1]))
+    expect("conv_bias", conv_bias, (d_inner,))
+    expect("x_proj", x_proj, (rank + 2 * d_state, d_inner))
+    expect("dt_proj", dt_proj, (d_inner, rank))
+    expect("dt_bias", dt_bias, (d_inner,))
+    expect("A", A, (d_inner, d_state))
 
 
 def _autocast(projected: Tensor) -> Tensor:

@@ -76,6 +76,18 @@ class Conv(Structure):
     )
 
 
+class ConvStep(Structure):
+    """SpherescanConvStep of kernels/abi.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("batch", "d_inner", "width")),
+        *((name, c_int32) for name in ("type", "threads", "silu", "simd")),
+        ("x", Rows),
+        ("y", Rows),
+        *((name, c_void_p) for name in ("weight", "bias", "state", "new_state")),
+    )
+
+
 class Norm(Structure):
     """SpherescanNorm of kernels/abi.h."""
 
@@ -97,13 +109,14 @@ class Norm(Structure):
     )
 
 
-_STRUCTURES = (Scan, ScanStep, Conv, Norm)
+_STRUCTURES = (Scan, ScanStep, Conv, ConvStep, Norm)
 _FUNCTIONS = {
     "spherescan_selective_scan": Scan,
     "spherescan_selective_scan_backward": Scan,
     "spherescan_selective_scan_step": ScanStep,
     "spherescan_causal_conv1d": Conv,
     "spherescan_causal_conv1d_backward": Conv,
+    "spherescan_causal_conv1d_step": ConvStep,
     "spherescan_rms_norm": Norm,
     "spherescan_rms_norm_backward": Norm,
 }
@@ -134,7 +147,8 @@ def unavailable() -> str | None:
 
 def threads() -> int:
     """Return how many threads the kernels use: torch's count, or one in a forked child."""
-    return 1 if _Process.forked else torch.get_num_threads()
+    alone = _Process.forked or not _library().spherescan_has_threads()
+    return 1 if alone else torch.get_num_threads()
 
 
 # A compiled graph keeps the level it was traced with.
@@ -155,6 +169,18 @@ def simd_for(channels: int, dtype: torch.dtype) -> int:
     return min(level, 1) if channels <= lanes else level
 
 
+def usable_simd(level: int) -> int:
+    """Return the level itself, or the best of this machine for a graph from a better one.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    if not 0 <= level < len(SIMD_LEVELS):
+        raise ValueError(f"SIMD level {level}; expected 0 to {len(SIMD_LEVELS) - 1}")
+    return min(level, best_simd())
+
+
+@cache
 def best_simd() -> int:
     """Return the highest SIMD level of this machine."""
     return int(_library().spherescan_best_simd())
@@ -177,7 +203,7 @@ def checkpoint_values(
 
     The kernel refuses to run when it needs more than it is given.
     """
-    width = (2 if double else 4) << simd
+    width = (2 if double else 4) << usable_simd(simd)
     chunks = -(-length // chunk())
     if 2 * d_inner <= width and batch > 1:
         vectors = -(-batch // (width // d_inner))
@@ -205,11 +231,13 @@ def call(name: str, arguments: Structure) -> None:
 
     Raises:
         MemoryError: There was no memory for its scratch space.
+        ValueError: The checkpoints are too small for the shape.
     """
     status = getattr(_library(), name)(ctypes.byref(arguments))
     if status == _OUT_OF_MEMORY:
         raise MemoryError(f"{name}: no memory for the kernel's scratch space")
-    assert status == 0, f"{name}: the checkpoints are too small for this shape"
+    if status != 0:
+        raise ValueError(f"{name}: the checkpoints are too small for this shape")
 
 
 def type_code(dtype: torch.dtype) -> int:
@@ -261,13 +289,30 @@ def dense(
     return tensor.data_ptr()
 
 
+def positive(**sizes: int) -> None:
+    """Check that nothing is empty: the kernels divide by sizes.
+
+    Raises:
+        ValueError: A size below 1.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; the kernels need at least 1")
+
+
 def disjoint(outputs: dict[str, Tensor], inputs: dict[str, Tensor | None]) -> None:
-    """Check that nothing is written where something is read.
+    """Check that nothing is written twice, or where something is read.
+
+    Outputs may be rows side by side in one tensor.
 
     Raises:
         ValueError: Two of them share memory.
     """
+    if len({output.data_ptr() for output in outputs.values()}) < len(outputs):
+        raise ValueError(f"two of {', '.join(outputs)} share memory; give each its own")
     for name, output in outputs.items():
+        if any(s == 0 and n > 1 for n, s in zip(output.shape, output.stride(), strict=True)):
+            raise ValueError(f"{name} has strides {output.stride()}; it must not overlap itself")
         for other, tensor in inputs.items():
             if tensor is not None and _overlap(output, tensor):
                 raise ValueError(f"{name} and {other} share memory; give the output its own")
@@ -280,7 +325,13 @@ def contiguous_rows(tensor: Tensor) -> Tensor:
 
 
 def apply(function: int, values: Tensor) -> Tensor:
-    """Apply exp2 (0), sigmoid (1) or softplus (2) of kernels/exp.h to every element."""
+    """Apply exp2 (0), sigmoid (1) or softplus (2) of kernels/exp.h to every element.
+
+    Raises:
+        TypeError: Neither float32 nor float64.
+    """
+    if values.dtype not in {torch.float32, torch.float64}:
+        raise TypeError(f"values has dtype {values.dtype}; expected float32 or float64")
     out = torch.empty_like(values)
     _library().spherescan_apply(
         c_int32(simd()),
@@ -364,6 +415,8 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{path}: {error}"
+    if not hasattr(library, "spherescan_sizes"):
+        return None, f"{path} is not a library of spherescan"
     sizes = (c_int64 * len(_STRUCTURES))()
     library.spherescan_sizes(sizes)
     if list(sizes) != [ctypes.sizeof(structure) for structure in _STRUCTURES]:

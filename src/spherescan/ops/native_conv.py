@@ -101,6 +101,7 @@ def _call(inputs: ConvInputs) -> native.Conv:
     b, length, d = inputs.x.shape
     k = inputs.weight.shape[1]
     values, dtype = inputs.x.dtype, native.compute_dtype(inputs.x.dtype)
+    native.positive(batch=b, length=length, channels=d, width=k)
     call = native.Conv(
         batch=b,
         length=length,
@@ -109,7 +110,7 @@ def _call(inputs: ConvInputs) -> native.Conv:
         type=native.type_code(values),
         threads=native.threads(),
         silu=inputs.silu,
-        simd=inputs.simd,
+        simd=native.usable_simd(inputs.simd),
         x=native.rows("x", inputs.x, (b, length, d), values),
         weight=native.dense("weight", inputs.weight, (d, k), dtype),
         bias=native.dense("bias", inputs.bias, (d,), dtype),
@@ -175,3 +176,59 @@ def _gradients(ctx: Any, y_grad: Tensor) -> Any:
 
 
 conv_operator.register_autograd(_gradients, setup_context=_remember)
+
+
+def conv_step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    silu: bool,  # noqa: FBT001 - an operator of torch takes its arguments in order
+    simd: int,
+) -> tuple[Tensor, Tensor]:
+    """Advance by one position; records no gradient.
+
+    Returns:
+        The output and the new state, in new memory.
+    """
+    b, d = x.shape
+    k = weight.shape[1]
+    values, dtype = x.dtype, native.compute_dtype(x.dtype)
+    native.positive(batch=b, channels=d, width=k)
+    x, weight, state = native.contiguous_rows(x), weight.contiguous(), state.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y, new_state = torch.empty(b, d, dtype=values), torch.empty(b, d, k - 1, dtype=dtype)
+    call = native.ConvStep(
+        batch=b,
+        d_inner=d,
+        width=k,
+        type=native.type_code(values),
+        threads=native.threads(),
+        silu=silu,
+        simd=native.usable_simd(simd),
+        x=native.rows("x", x.unsqueeze(1), (b, 1, d), values),
+        y=native.rows("y", y.unsqueeze(1), (b, 1, d), values),
+        weight=native.dense("weight", weight, (d, k), dtype),
+        bias=native.dense("bias", bias, (d,), dtype),
+        state=native.dense("state", state, (b, d, k - 1), dtype),
+        new_state=new_state.data_ptr(),
+    )
+    native.call("spherescan_causal_conv1d_step", call)
+    return y, new_state
+
+
+step_operator = torch.library.custom_op(
+    "spherescan::causal_conv1d_step",
+    conv_step,
+    mutates_args=(),
+    schema=(
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu, int simd) -> "
+        "(Tensor, Tensor)"
+    ),
+)
+
+
+@step_operator.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    x, state = arguments[0], arguments[3]
+    return x.new_empty(x.shape), state.new_empty(state.shape)

@@ -67,7 +67,7 @@ def norm_backward(
         simd: The SIMD level.
     """
     shape = tuple(total.shape)
-    normed_grad = normed_grad.contiguous()
+    weight, normed_grad = weight.contiguous(), normed_grad.contiguous()
     if total_grad is not None:
         total_grad = total_grad.contiguous()
     call = _sized(total, weight, normed_grad.dtype, update_dtype or total.dtype, simd)
@@ -99,6 +99,7 @@ def _sized(
     if x.dtype == torch.bfloat16 or {normed, update} - allowed:
         raise TypeError(f"no kernel for x {x.dtype}, update {update}, norm {normed}")
     width = x.shape[-1]
+    native.positive(values=x.numel())
     native.dense("weight", weight, (width,), x.dtype)
     return native.Norm(
         rows=x.numel() // width,
@@ -107,7 +108,7 @@ def _sized(
         update_type=native.type_code(update),
         normed_type=native.type_code(normed),
         threads=native.threads(),
-        simd=simd,
+        simd=native.usable_simd(simd),
         weight=weight.data_ptr(),
     )
 

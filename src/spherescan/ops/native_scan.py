@@ -69,7 +69,7 @@ def scan_forward(inputs: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor, Ten
     checkpoints = torch.empty(_checkpoint_values(inputs) if keep else 0, dtype=dtype)
     call = _call(inputs)
     if keep:
-        _give(call, checkpoints)
+        _give(call, checkpoints, dtype)
     call.y = native.rows("y", y, (b, length, d), y.dtype)
     call.final_state = final_state.data_ptr()
     native.call("spherescan_selective_scan", call)
@@ -107,7 +107,11 @@ def scan_backward(
     if final_state_grad is not None:
         final_state_grad = final_state_grad.contiguous()
     given = {"gate_grad": gate_grad, "B_grad": B_grad, "C_grad": C_grad}
-    reads: dict[str, Any] = {"y_grad": y_grad, "final_state_grad": final_state_grad}
+    reads: dict[str, Any] = {
+        "checkpoints": checkpoints,
+        "y_grad": y_grad,
+        "final_state_grad": final_state_grad,
+    }
     native.disjoint(
         {name: x for name, x in given.items() if x is not None},
         reads | {k: v for k, v in inputs._asdict().items() if isinstance(v, Tensor)},
@@ -129,7 +133,7 @@ def scan_backward(
         state=nothing.clone() if inputs.state is None else torch.empty(b, d, n, dtype=dtype),
     )
     call = _call(inputs)
-    _give(call, checkpoints)
+    _give(call, checkpoints, dtype)
     call.y_grad = native.rows("y_grad", y_grad, (b, length, d), values)
     call.final_state_grad = native.dense("final_state_grad", final_state_grad, (b, d, n), dtype)
     call.u_grad = native.rows("u_grad", gradients.u, (b, length, d), values)
@@ -166,6 +170,7 @@ def _call(inputs: ScanInputs) -> native.Scan:
     """Check every tensor and fill in where it lies."""
     b, length, d, n = inputs.sizes
     values, dtype = inputs.u.dtype, native.compute_dtype(inputs.u.dtype)
+    native.positive(batch=b, length=length, channels=d, states=n)
     call = native.Scan(
         batch=b,
         length=length,
@@ -174,7 +179,7 @@ def _call(inputs: ScanInputs) -> native.Scan:
         type=native.type_code(values),
         threads=native.threads(),
         delta_softplus=inputs.delta_softplus,
-        simd=inputs.simd,
+        simd=native.usable_simd(inputs.simd),
     )
     for name, width in (("u", d), ("delta", d), ("gate", d), ("B", n), ("C", n)):
         setattr(call, name, native.rows(name, getattr(inputs, name), (b, length, width), values))
@@ -186,9 +191,10 @@ def _call(inputs: ScanInputs) -> native.Scan:
     return call
 
 
-def _give(call: native.Scan, checkpoints: Tensor) -> None:
-    call.checkpoints = checkpoints.data_ptr()
-    call.checkpoint_values = checkpoints.numel()
+def _give(call: native.Scan, checkpoints: Tensor, dtype: torch.dtype) -> None:
+    values = checkpoints.numel()
+    call.checkpoints = native.dense("checkpoints", checkpoints, (values,), dtype)
+    call.checkpoint_values = values
 
 
 def _checkpoint_values(inputs: ScanInputs) -> int:
@@ -295,7 +301,8 @@ def scan_step(
     b, d = u.shape
     n = A.shape[1]
     values, dtype = u.dtype, native.compute_dtype(u.dtype)
-    y, new_state = torch.empty_like(u), torch.empty(b, d, n, dtype=dtype)
+    native.positive(batch=b, channels=d, states=n)
+    y, new_state = torch.empty(b, d, dtype=values), torch.empty(b, d, n, dtype=dtype)
     call = native.ScanStep(
         batch=b,
         d_inner=d,
@@ -303,12 +310,13 @@ def scan_step(
         type=native.type_code(values),
         threads=native.threads(),
         delta_softplus=delta_softplus,
-        simd=simd,
+        simd=native.usable_simd(simd),
+        y=native.rows("y", y.unsqueeze(1), (b, 1, d), values),
     )
     held = []  # copies live until the kernel returns
     for name, x, width in (
         *(("u", u, d), ("delta", delta, d), ("gate", gate, d)),
-        *(("B", B, n), ("C", C, n), ("y", y, d)),
+        *(("B", B, n), ("C", C, n)),
     ):
         if x is not None:
             held.append(native.contiguous_rows(x).unsqueeze(1))

@@ -126,5 +126,5 @@ def add_rms_norm(
     eps: float = 1e-5,
 ) -> tuple[Float[Tensor, "*batch m"], Float[Tensor, "*batch m"]]:
     """Return total / sqrt(mean(total^2) + eps) weight, and total = x + update."""
-    total = x if update is None else x + update
+    total = x if update is None else (x + update).to(x.dtype)
     return total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps) * weight, total

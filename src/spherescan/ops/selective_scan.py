@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native, reference
-from spherescan.ops.form import form_for
+from spherescan.ops.form import form_for, records_gradient
 from spherescan.ops.native_scan import scan_operator, scan_step, step_operator
 
 
@@ -69,37 +69,33 @@ def selective_scan(
     """
     batch, length, d_inner = u.shape
     d_state = A.shape[-1]
-    _expect("delta", delta, (batch, length, d_inner))
-    _expect("A", A, (d_inner, d_state))
-    _expect("B", B, (batch, length, d_state))
-    _expect("C", C, (batch, length, d_state))
-    _expect("D", D, (d_inner,))
-    _expect("delta_bias", delta_bias, (d_inner,))
-    _expect("gate", gate, (batch, length, d_inner))
-    _expect("state", state, (batch, d_inner, d_state))
-    _expect("reset", reset, (batch, length), dtype=torch.bool)
-    form = form_for(u, delta, A, B, C, D, delta_bias, gate, state)
+    expect("delta", delta, (batch, length, d_inner))
+    expect("A", A, (d_inner, d_state))
+    expect("B", B, (batch, length, d_state))
+    expect("C", C, (batch, length, d_state))
+    expect("D", D, (d_inner,))
+    expect("delta_bias", delta_bias, (d_inner,))
+    expect("gate", gate, (batch, length, d_inner))
+    expect("state", state, (batch, d_inner, d_state))
+    expect("reset", reset, (batch, length), dtype=torch.bool)
+    floating = (u, delta, A, B, C, D, delta_bias, gate, state)
+    form = form_for(*floating)
     if form == "native":
-        return _native_scan(
-            u, delta, A, B, C, D, delta_bias, gate, state, reset, delta_softplus=delta_softplus
-        )
-    dtype = _state_dtype(u, delta, A, B, C, D, state)
+        return _native_scan(*floating, reset, delta_softplus=delta_softplus)
+    # Every form computes in the same type, under autocast too.
+    dtype = _state_dtype(*floating)
     if state is None:
         state = u.new_zeros(batch, d_inner, d_state, dtype=dtype)
     scan = reference.selective_scan if form == "reference" else _unbound_scan
-    y, state = scan(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-        gate=gate,
-        state=state.to(dtype),
-        reset=reset,
-    )
+    with torch.autocast(u.device.type, enabled=False):
+        y, state = scan(
+            *(x.to(dtype) for x in (u, delta, A, B, C, D)),
+            delta_bias=None if delta_bias is None else delta_bias.to(dtype),
+            delta_softplus=delta_softplus,
+            gate=None if gate is None else gate.to(dtype),
+            state=state.to(dtype),
+            reset=reset,
+        )
     return y.to(u.dtype), state
 
 
@@ -138,18 +134,17 @@ def selective_scan_step(
     """
     batch, d_inner = u.shape
     d_state = A.shape[-1]
-    _expect("delta", delta, (batch, d_inner))
-    _expect("A", A, (d_inner, d_state))
-    _expect("B", B, (batch, d_state))
-    _expect("C", C, (batch, d_state))
-    _expect("D", D, (d_inner,))
-    _expect("delta_bias", delta_bias, (d_inner,))
-    _expect("gate", gate, (batch, d_inner))
-    _expect("state", state, (batch, d_inner, d_state))
-    dtype = _state_dtype(u, delta, A, B, C, D, state)
+    expect("delta", delta, (batch, d_inner))
+    expect("A", A, (d_inner, d_state))
+    expect("B", B, (batch, d_state))
+    expect("C", C, (batch, d_state))
+    expect("D", D, (d_inner,))
+    expect("delta_bias", delta_bias, (d_inner,))
+    expect("gate", gate, (batch, d_inner))
+    expect("state", state, (batch, d_inner, d_state))
     tensors = (u, delta, A, B, C, D, delta_bias, gate, state)
-    if form_for(*tensors) == "native" and not _records_gradient(*tensors):
-        inputs = _in_matching_types(u, delta, A, B, C, D, delta_bias, gate, state)
+    if form_for(*tensors) == "native" and not records_gradient(*tensors):
+        inputs = _in_matching_types(*tensors)
         # Eager calls go straight to the kernel: an operator costs as much as the step itself.
         step: Any = step_operator if torch.compiler.is_compiling() else scan_step
         y, state = step(*inputs, delta_softplus, native.simd())
@@ -164,7 +159,7 @@ def selective_scan_step(
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
         gate=gate,
-        state=state.to(dtype),
+        state=state.to(_state_dtype(*tensors)),
     )
     return y.to(u.dtype), state
 
@@ -175,7 +170,7 @@ def _native_scan(
     *floating, reset = tensors
     u, *_ = inputs = _in_matching_types(*floating)
     level = native.simd_for(u.shape[2], u.dtype)
-    keep = _records_gradient(*floating)
+    keep = records_gradient(*floating)
     y, state, _ = scan_operator(*inputs, reset, delta_softplus, level, keep)
     u = tensors[0]
     assert u is not None
@@ -203,10 +198,6 @@ def _in_matching_types(*tensors: Tensor | None) -> list[Any]:
 _VALUES = (0, 1, 3, 4, 7)
 
 
-def _records_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def _unbound_scan(
     u: Float[Tensor, "b l d"],
     delta: Float[Tensor, "b l d"],
@@ -226,17 +217,14 @@ def _unbound_scan(
     Indexing `x[:, t]` in the loop would make autograd allocate a full-size gradient per position:
     a backward pass quadratic in length.
     """
-    dtype = state.dtype
     if u.shape[1] == 0:
         return u, state
-    delta, A = delta.to(dtype), A.to(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
         delta = functional.softplus(delta)
     delta_u = delta * u
     keeps = [None] * u.shape[1] if reset is None else (~reset).unbind(1)
-    B, C = B.to(dtype), C.to(dtype)
     outputs = []
     steps = zip(delta.unbind(1), delta_u.unbind(1), B.unbind(1), C.unbind(1), keeps, strict=True)
     for delta_t, delta_u_t, B_t, C_t, keep_t in steps:
@@ -257,9 +245,10 @@ def _state_dtype(*inputs: Tensor | None) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _expect(
+def expect(
     name: str, value: Tensor | None, shape: tuple[int, ...], *, dtype: torch.dtype | None = None
 ) -> None:
+    """Raise a ValueError unless an argument is missing or has the shape and the type."""
     if value is None:
         return
     if tuple(value.shape) != shape:

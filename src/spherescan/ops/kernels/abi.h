@@ -43,7 +43,7 @@ struct SpherescanScan {
     void *A_grad, *D_grad, *delta_bias_grad, *state_grad;  // delta_bias_grad, state_grad may be null
 };
 
-// One position: rows are (b, 1, width) tensors. The new state may be the old one.
+// One position: rows are (b, 1, width) tensors. The new state may not be the old one.
 struct SpherescanScanStep {
     std::int64_t batch, d_inner, d_state;
     std::int32_t type, threads, delta_softplus, simd;
@@ -60,6 +60,15 @@ struct SpherescanConv {
     const void* state;          // (b, d, width - 1)
     SpherescanRows reset, y, y_grad, x_grad;
     void *weight_grad, *bias_grad, *state_grad;  // the last two may be null
+};
+
+// One position. The new state may not be the old one.
+struct SpherescanConvStep {
+    std::int64_t batch, d_inner, width;
+    std::int32_t type, threads, silu, simd;
+    SpherescanRows x, y;
+    const void *weight, *bias, *state;
+    void* new_state;
 };
 
 // (rows, width) tensors, contiguous. x, total and their gradients are float32 or float64; update and normed may be
@@ -81,6 +90,7 @@ std::int32_t spherescan_selective_scan_backward(const SpherescanScan*);
 std::int32_t spherescan_selective_scan_step(const SpherescanScanStep*);
 std::int32_t spherescan_causal_conv1d(const SpherescanConv*);
 std::int32_t spherescan_causal_conv1d_backward(const SpherescanConv*);
+std::int32_t spherescan_causal_conv1d_step(const SpherescanConvStep*);
 std::int32_t spherescan_rms_norm(const SpherescanNorm*);
 std::int32_t spherescan_rms_norm_backward(const SpherescanNorm*);
 
@@ -93,12 +103,12 @@ void spherescan_multiply_add(std::int32_t simd, const float* factors, float* sum
 
 // The highest SIMD level this machine runs, of: 0 baseline, 1 256-bit, 2 512-bit.
 std::int32_t spherescan_best_simd();
-// Bytes of a vector at a level.
-std::int32_t spherescan_vector_bytes(std::int32_t simd);
+// Whether the kernels were built with OpenMP; without it they run on the calling thread.
+std::int32_t spherescan_has_threads();
 // SPHERESCAN_CHUNK, for those who do not read this file.
 std::int32_t spherescan_chunk();
-// sizeof of the four structs above, in their order: a mirror that has drifted is found at load.
-void spherescan_sizes(std::int64_t sizes[4]);
+// sizeof of the five structs above, in their order: a mirror that has drifted is found at load.
+void spherescan_sizes(std::int64_t sizes[5]);
 
 #pragma GCC visibility pop
 

@@ -49,7 +49,7 @@ void multiply_add(const float* factors, float* sums, std::int64_t rounds) {
 void apply(std::int32_t function, std::int32_t type, const void* from, void* to, std::int64_t count) {
     if (type == SPHERESCAN_FLOAT64) {
         apply_typed(function, static_cast<const double*>(from), static_cast<double*>(to), count);
-    } else {
+    } else if (type == SPHERESCAN_FLOAT32) {
         apply_typed(function, static_cast<const float*>(from), static_cast<float*>(to), count);
     }
 }

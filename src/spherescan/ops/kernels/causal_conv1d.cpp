@@ -19,8 +19,6 @@ constexpr Index kStretch = 32, kMostTasks = 128;
 // Kernel widths up to this one live in registers, wider ones in memory.
 constexpr int kWidest = 4;
 
-SPHERESCAN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 // `Taps` is the kernel width, or 0 where only the call knows it.
 template <class IO, int Taps>
 class Conv {

@@ -69,6 +69,10 @@ std::int32_t spherescan_causal_conv1d_backward(const SpherescanConv* conv) {
     SPHERESCAN_DISPATCH(conv->simd, causal_conv1d_backward(*conv))
 }
 
+std::int32_t spherescan_causal_conv1d_step(const SpherescanConvStep* step) {
+    SPHERESCAN_DISPATCH(step->simd, causal_conv1d_step(*step))
+}
+
 std::int32_t spherescan_rms_norm(const SpherescanNorm* norm) { SPHERESCAN_DISPATCH(norm->simd, rms_norm(*norm)) }
 
 std::int32_t spherescan_rms_norm_backward(const SpherescanNorm* norm) {
@@ -96,15 +100,22 @@ std::int32_t spherescan_best_simd() {
     return 0;
 }
 
-std::int32_t spherescan_vector_bytes(std::int32_t simd) { return 16 << simd; }
+std::int32_t spherescan_has_threads() {
+#if defined(SPHERESCAN_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 std::int32_t spherescan_chunk() { return SPHERESCAN_CHUNK; }
 
-void spherescan_sizes(std::int64_t sizes[4]) {
+void spherescan_sizes(std::int64_t sizes[5]) {
     sizes[0] = sizeof(SpherescanScan);
     sizes[1] = sizeof(SpherescanScanStep);
     sizes[2] = sizeof(SpherescanConv);
-    sizes[3] = sizeof(SpherescanNorm);
+    sizes[3] = sizeof(SpherescanConvStep);
+    sizes[4] = sizeof(SpherescanNorm);
 }
 
 }  // extern "C"

@@ -10,6 +10,7 @@
     SpherescanStatus selective_scan_step(const SpherescanScanStep&); \
     SpherescanStatus causal_conv1d(const SpherescanConv&);           \
     SpherescanStatus causal_conv1d_backward(const SpherescanConv&);  \
+    SpherescanStatus causal_conv1d_step(const SpherescanConvStep&);  \
     SpherescanStatus rms_norm(const SpherescanNorm&);                \
     SpherescanStatus rms_norm_backward(const SpherescanNorm&);       \
     void apply(std::int32_t function, std::int32_t type, const void* from, void* to, std::int64_t count); \

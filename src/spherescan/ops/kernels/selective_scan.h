@@ -25,7 +25,14 @@ constexpr int kMostBlocks = kMostChannels / kWidth<T>;
 // Fewer tasks than this leave cores idle, more only cost memory for partial sums.
 constexpr Index kEnoughTasks = 8, kMostTasks = 256;
 
-SPHERESCAN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+// B and C of a chunk, and where documents start in it.
+template <class T>
+struct Maps {
+    const T *B, *C;  // [position][state], or [position][state][lane] when packed
+    const T* keep;   // [position] masks
+    Index d_state;
+    int positions;
+};
 
 template <class T>
 struct Plan {

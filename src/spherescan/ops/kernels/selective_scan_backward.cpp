@@ -31,14 +31,6 @@ struct Prepared {
     }
 };
 
-template <class T>
-struct Maps {
-    const T *B, *C;  // [position][state], or [position][state][lane] when packed
-    const T* keep;   // [position] masks
-    Index d_state;
-    int positions;
-};
-
 // What a tile leaves for each position: [position][state of the tile][lane].
 template <class T>
 struct TileMemory {

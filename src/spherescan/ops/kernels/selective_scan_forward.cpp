@@ -23,14 +23,6 @@ struct Prepared {
     Prepared at(Index offset) const { return {delta + offset, delta_u + offset, y + offset, gate + offset}; }
 };
 
-template <class T>
-struct Maps {
-    const T *B, *C;  // [position][state], or [position][state][lane] when packed
-    const T* keep;   // [position] masks
-    Index d_state;
-    int positions;
-};
-
 // Run `States` states of a block through a chunk, adding <h, C> to y.
 template <class T, int States, bool Packed, bool Resets>
 void run_tile(const T* decay, T* h, const Maps<T>& maps, Index first_state, const T* delta, const T* delta_u, T* y,

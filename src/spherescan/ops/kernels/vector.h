@@ -68,6 +68,8 @@ using Compute = typename ComputeOf<T>::Type;
 
 #define SPHERESCAN_INLINE static inline __attribute__((always_inline))
 
+SPHERESCAN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
 template <class T>
 SPHERESCAN_INLINE Vector<T> splat(T value) {
     return value - Vector<T>{};  // unlike an addition of zero, exact for every value: the compiler leaves it out
@@ -91,12 +93,6 @@ SPHERESCAN_INLINE Mask<T> load_mask(const T* from) {
     Mask<T> mask;
     std::memcpy(&mask, from, sizeof mask);
     return mask;
-}
-
-// a where the mask is set, else b.
-template <class T>
-SPHERESCAN_INLINE Vector<T> select(Mask<T> mask, Vector<T> a, Vector<T> b) {
-    return mask ? a : b;
 }
 
 // Zero where the mask is not set: infinities and NaN too, which a multiplication would keep.
