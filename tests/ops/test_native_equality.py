@@ -32,8 +32,8 @@ FLOAT32 = 2e-6
 FLOAT64 = 1e-12
 # Rounding to 8 bits errs by 2^-9. Gradients that come from two outputs are rounded once more.
 BFLOAT16 = 2.0**-8
-# Inputs are of order one: a tensor that is nowhere larger than this came out of a cancellation, such
-# as the derivative of the SiLU near its zero.
+# Inputs are of order one: a tensor that is nowhere larger than this came out of a cancellation,
+# such as the derivative of the SiLU near its zero.
 SMALLEST = 1e-2
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -302,44 +303,44 @@ def _stream_rate() -> float:
 
 
 def length(options: Options) -> Iterator[Result]:
-    """Forward pass of one block in parts with carried state: time per token against length."""
+    """Forward pass of one block, whole and in parts with carried state: cost against length."""
     contender = CONTENDERS["spherescan"]
     model = contender.make(1)
+    (block,) = model.get_submodule("blocks").children()
+    norm, mixer = block.get_submodule("norm"), block.get_submodule("mixer")
     lengths = (128, 1024) if options.quick else (128, 512, 2048, 8192, 32768, 131072)
-    inputs = {n: torch.randn(1, n, D_MODEL) for n in lengths}
-    result = Result(
-        "time per token of a forward pass, one block, one sequence",
-        ("length", "whole us/token", "in parts of 128 us/token"),
-    )
+    rounds = {n: max(1, 8192 // n) for n in lengths}
+
+    def whole(x: torch.Tensor) -> None:
+        with torch.inference_mode():
+            for _ in range(rounds[x.shape[1]]):
+                forward(contender, model, x)
 
     def in_parts(x: torch.Tensor) -> None:
-        (block,) = model.get_submodule("blocks").children()
-        state = None
-        norm, mixer = block.get_submodule("norm"), block.get_submodule("mixer")
-        for part in torch.split(x, 128, dim=1):
-            normed, _ = norm(part)
-            _, state = mixer(normed, state)
+        with torch.inference_mode():
+            for _ in range(rounds[x.shape[1]]):
+                state = None
+                for part in torch.split(x, 128, dim=1):
+                    normed, _ = norm(part)
+                    _, state = mixer(normed, state)
 
-    with torch.inference_mode():
-        for n, x in inputs.items():
-            rounds = max(1, 8192 // n)
-
-            def whole(x: torch.Tensor = x, rounds: int = rounds) -> None:
-                for _ in range(rounds):
-                    forward(contender, model, x)
-
-            def parts(x: torch.Tensor = x, rounds: int = rounds) -> None:
-                for _ in range(rounds):
-                    in_parts(x)
-
-            times = options.run({"whole": whole, "parts": parts})
-            result.rows.append(
-                {
-                    "length": n,
-                    "whole us/token": times["whole"].median / rounds / n * 1e6,
-                    "in parts of 128 us/token": times["parts"].median / rounds / n * 1e6,
-                }
-            )
+    runs: dict[str, Callable[[], object]] = {}
+    for n in lengths:
+        x = torch.randn(1, n, D_MODEL)
+        runs[f"whole {n}"] = partial(whole, x)
+        runs[f"parts {n}"] = partial(in_parts, x)
+    times = options.run(runs)
+    result = Result(
+        "time per token of a forward pass, one block, one sequence, whole and in parts of 128",
+        ("length", "whole us", "whole min us", "parts us", "parts min us"),
+    )
+    for n in lengths:
+        row: dict[str, Any] = {"length": n}
+        for name in ("whole", "parts"):
+            timing = times[f"{name} {n}"]
+            row[f"{name} us"] = timing.median / rounds[n] / n * 1e6
+            row[f"{name} min us"] = timing.minimum / rounds[n] / n * 1e6
+        result.rows.append(row)
     for column in result.columns[1:]:
         values = [row[column] for row in result.rows]
         result.notes.append(f"{column}: largest / smallest {max(values) / min(values):.2f}")
