@@ -60,18 +60,7 @@ class Conv {
     }
 
   private:
-    Block<T> block(Index batch, Index k) const {
-        Block<T> block{};
-        const Index first = k * W;
-        block.lanes = static_cast<int>(conv_.d_inner - first < W ? conv_.d_inner - first : W);
-        block.run = true;
-        block.whole = block.lanes == W;
-        for (int i = 0; i < block.lanes; ++i) {
-            block.batch[i] = batch;
-            block.channel[i] = first + i;
-        }
-        return block;
-    }
+    Block<T> block(Index batch, Index k) const { return neighbours<T>(batch, k * W, conv_.d_inner); }
 
     template <class Work>
     void each_stretch(Index task, const Work& work) const {

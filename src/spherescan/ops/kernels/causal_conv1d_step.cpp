@@ -33,14 +33,7 @@ class ConvStep {
 
   private:
     void run_channels(Index batch, Index first, Index last) const {
-        Block<T> block{};
-        block.lanes = static_cast<int>(last - first < W ? last - first : W);
-        block.run = true;
-        block.whole = block.lanes == W;
-        for (int i = 0; i < block.lanes; ++i) {
-            block.batch[i] = batch;
-            block.channel[i] = first + i;
-        }
+        const Block<T> block = neighbours<T>(batch, first, last);
         T inputs[W], sums[W] = {};
         store<T>(inputs, read_row<T>(x_, block, 0));
         for (int i = 0; i < block.lanes; ++i) sums[i] = run_channel(batch, first + i, inputs[i]);

@@ -31,6 +31,20 @@ struct Block {
     Index batch[kWidth<T>], channel[kWidth<T>];
 };
 
+// The channels from `first` on of one batch row: a whole vector, or the run of those before `end`.
+template <class T>
+SPHERESCAN_INLINE Block<T> neighbours(Index batch, Index first, Index end) {
+    Block<T> block{};
+    block.lanes = static_cast<int>(end - first < kWidth<T> ? end - first : kWidth<T>);
+    block.run = true;
+    block.whole = block.lanes == kWidth<T>;
+    for (int i = 0; i < block.lanes; ++i) {
+        block.batch[i] = batch;
+        block.channel[i] = first + i;
+    }
+    return block;
+}
+
 template <class T, class IO>
 SPHERESCAN_INLINE Vector<T> read_row(const Rows<IO>& rows, const Block<T>& block, Index row) {
     if (block.whole) return read(rows.at(block.batch[0], row, block.channel[0]));

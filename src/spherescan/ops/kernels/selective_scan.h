@@ -69,25 +69,14 @@ struct Plan {
     }
 
     Block<T> block(Index row, Index group, Index index) const {
-        constexpr int width = kWidth<T>;
+        if (!packed) return neighbours<T>(row, (group * blocks + index) * kWidth<T>, d_inner);
         Block<T> block{};
-        if (packed) {
-            for (int i = 0; i < rows_per_block * d_inner; ++i) {
-                const Index b = row * rows_per_block + i / d_inner;
-                if (b == batch) break;
-                block.batch[i] = b;
-                block.channel[i] = i % d_inner;
-                ++block.lanes;
-            }
-            return block;
-        }
-        const Index first = (group * blocks + index) * width;
-        block.lanes = static_cast<int>(d_inner - first < width ? d_inner - first : width);
-        block.run = true;
-        block.whole = block.lanes == width;
-        for (int i = 0; i < block.lanes; ++i) {
-            block.batch[i] = row;
-            block.channel[i] = first + i;
+        for (int i = 0; i < rows_per_block * d_inner; ++i) {
+            const Index b = row * rows_per_block + i / d_inner;
+            if (b == batch) break;
+            block.batch[i] = b;
+            block.channel[i] = i % d_inner;
+            ++block.lanes;
         }
         return block;
     }
