@@ -351,6 +351,11 @@ BOMBS = {
 }  # fmt: skip
 
 
+# Seconds of this thread. The slowest refusal takes 3 under coverage on a quiet machine, and twice
+# that on a busy one; a parser that is quadratic in 100,000 tensors takes many minutes.
+PATIENCE = 30
+
+
 class TestForgedHeaders:
     """Files whose digest is right, so that only the parser stands in the way."""
 
@@ -358,9 +363,9 @@ class TestForgedHeaders:
     def test_it_is_refused_fast_and_says_why(self, tmp_path, name):
         text, reason = BOMBS[name]
         (tmp_path / "c").write_bytes(forged(text, b"\1\2"))
-        start = time.process_time()
+        start = time.thread_time()
         assert reason in refusals(tmp_path / "c")
-        assert time.process_time() - start < 5
+        assert time.thread_time() - start < PATIENCE
 
     def test_the_forger_of_these_tests_can_make_a_valid_file(self, tmp_path):
         (tmp_path / "c").write_bytes(forged(header_text({"x": entry()}, 2), b"\1\2"))
