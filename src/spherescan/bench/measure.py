@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -83,8 +84,8 @@ def busy() -> str | None:
 
 
 def _busy_ticks() -> int:
-    with open("/proc/stat") as stat:  # noqa: PTH123  a file of the kernel
-        user, nice, system, *_ = (int(value) for value in stat.readline().split()[1:])
+    first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    user, nice, system, *_ = (int(value) for value in first.split()[1:])
     return user + nice + system
 
 
@@ -103,8 +104,7 @@ def environment(*, malloc: str) -> dict[str, str]:
 
 
 def _cpu_name() -> str:
-    with open("/proc/cpuinfo") as info:  # noqa: PTH123  a file of the kernel
-        for line in info:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.machine()

@@ -6,11 +6,12 @@ shape and strides before they hand out an address.
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch  # loads OpenMP before the kernels do, so that both share one pool of threads
 from torch import Tensor
@@ -422,9 +423,9 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
     if list(sizes) != [ctypes.sizeof(structure) for structure in _STRUCTURES]:
         return None, f"{path} belongs to another version of spherescan; install again"
     for name, structure in _FUNCTIONS.items():
-        function: Callable[..., int] = getattr(library, name)
-        function.argtypes = [POINTER(structure)]  # type: ignore[attr-defined]
-        function.restype = c_int32  # type: ignore[attr-defined]
+        function: Any = getattr(library, name)
+        function.argtypes = [POINTER(structure)]
+        function.restype = c_int32
     library.spherescan_apply.restype = None
     library.spherescan_multiply_add.restype = None
     return library, None
