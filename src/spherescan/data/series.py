@@ -26,6 +26,7 @@ class SeriesStream:
         seed: Seed of the order and of the jitter.
         jitter: Standard deviation of the noise added to every value, in units of the standard
             deviation of its channel.
+        shuffle: Whether each epoch has an order of its own.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class SeriesStream:
         batch_size: int,
         seed: int,
         jitter: float = 0.0,
+        shuffle: bool = True,
     ) -> None:
         self._series, self._targets = series, targets
         self._batch_size, self._seed, self._jitter = batch_size, seed, jitter
+        self._shuffle = shuffle
         self._std = channel_statistics(series)[1]
         self._next_sample = 0
 
@@ -47,7 +50,11 @@ class SeriesStream:
 
     def __next__(self) -> Batch:
         order = sample_order(
-            self._next_sample, self._batch_size, n=len(self._series), seed=self._seed
+            self._next_sample,
+            self._batch_size,
+            n=len(self._series),
+            seed=self._seed,
+            shuffle=self._shuffle,
         )
         batch = collate([self._series[i] for i in order], self._targets[order])
         if self._jitter:

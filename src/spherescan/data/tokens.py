@@ -89,21 +89,33 @@ class TokenStream:
         seq_len: Positions per window.
         batch_size: Windows per batch.
         seed: Seed of the order.
+        shuffle: Whether each epoch has an order of its own.
     """
 
     def __init__(
-        self, data: TokenData, windows: range, *, seq_len: int, batch_size: int, seed: int
+        self,
+        data: TokenData,
+        windows: range,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
     ) -> None:
         self._data, self._windows = data, windows
         self._seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
-        self._next_sample = 0
+        self._shuffle, self._next_sample = shuffle, 0
 
     def __iter__(self) -> "TokenStream":
         return self
 
     def __next__(self) -> Batch:
         order = sample_order(
-            self._next_sample, self._batch_size, n=len(self._windows), seed=self._seed
+            self._next_sample,
+            self._batch_size,
+            n=len(self._windows),
+            seed=self._seed,
+            shuffle=self._shuffle,
         )
         batch = window_batch(self._data, [self._windows[i] for i in order], seq_len=self._seq_len)
         self._next_sample += self._batch_size

@@ -70,11 +70,9 @@ class Predictor:
         if not isinstance(which, int) and which not in {"best", "newest"}:
             raise ValueError(f"unknown checkpoint {which!r}; choose best, newest or a step")
         store = RunStore.open(Path(run_dir))
-        checkpoint = store.load(which if isinstance(which, int) else None)
-        best = checkpoint.state["counters"]["best_step"]
-        if which == "best" and best is not None and best != checkpoint.state["step"]:
-            checkpoint = store.load(best)
-        return cls._from_checkpoint(checkpoint)
+        if which == "best":
+            return cls._from_checkpoint(store.load_best())
+        return cls._from_checkpoint(store.load(which if isinstance(which, int) else None))
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Checkpoint) -> "Predictor":
@@ -82,12 +80,7 @@ class Predictor:
         try:
             description = ModelDescription.from_json(state["model"])
             model = description.build(place=False)
-            weights = {
-                name.removeprefix("model/"): tensor
-                for name, tensor in checkpoint.tensors.items()
-                if name.startswith("model/")
-            }
-            model.load_state_dict(weights)
+            model.load_state_dict(checkpoint.below("model/"))
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint is of another model: {reason}") from error

@@ -75,6 +75,29 @@ def prototype_softmax_loss(
     return flat.reshape(target.shape)
 
 
+def hpn_rust_trainer_loss(
+    z: Float[Tensor, "*batch d"], prototypes: Float[Tensor, "k d"], target: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Return the loss of rust_trainer 0.1.4: only z is normalised, the prototype is not.
+
+        (1 - <z / max(|z|, 1e-8), p_target>)^2
+
+    It rewards any z that has an inner product of 1 with its prototype, so learned prototypes can
+    make it zero at chance accuracy; kept to reproduce that program.
+
+    Args:
+        z: Features of any length.
+        prototypes: One row per class, as they are stored.
+        target: Class of each feature vector.
+
+    Raises:
+        ValueError: A target outside the classes.
+    """
+    _check_target(target, prototypes.shape[0])
+    own = functional.embedding(target.long(), prototypes)
+    return (1 - (functional.normalize(z, dim=-1, eps=1e-8) * own).sum(-1)).square()
+
+
 def _check_target(target: Tensor, n_classes: int) -> None:
     if target.numel() == 0:
         return

@@ -3,6 +3,8 @@
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.description import MIXERS, ModelDescription
 from spherescan.nn.embedding import SeriesEmbedding
+from spherescan.nn.grow import freeze, insert_blocks
+from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba, MambaState
 from spherescan.nn.model import SequenceModel
 from spherescan.nn.placement import Placement, separated_prototypes
@@ -16,6 +18,7 @@ __all__ = [
     "POOLING_NAMES",
     "AttentionPool",
     "Block",
+    "LocalHead",
     "Mamba",
     "MambaState",
     "MixerFactory",
@@ -25,6 +28,8 @@ __all__ = [
     "PrototypeHead",
     "SequenceModel",
     "SeriesEmbedding",
+    "freeze",
+    "insert_blocks",
     "load_published",
     "separated_prototypes",
     "separation_bound",

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from spherescan.nn.norm import ResidualNorm
+from spherescan.nn.rust_trainer import ResidualSum
 
 # (d_model, generator=...) -> a module like `Mamba`.
 MixerFactory = Callable[..., nn.Module]
@@ -28,6 +29,7 @@ class Block(nn.Module):
         d_model: Width of the residual stream.
         mixer: Makes a mixer from `(d_model, generator=...)`.
         bidirectional: Whether a second mixer reads each sequence from its end.
+        normed: Whether the mixer sees the norm of the residual stream, or the stream itself.
         generator: Source of the initial weights.
     """
 
@@ -37,10 +39,11 @@ class Block(nn.Module):
         *,
         mixer: MixerFactory,
         bidirectional: bool = False,
+        normed: bool = True,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.norm = ResidualNorm(d_model, for_projection=True)
+        self.norm = ResidualNorm(d_model, for_projection=True) if normed else ResidualSum()
         self.mixer = mixer(d_model, generator=generator)
         self.mixer_backward = mixer(d_model, generator=generator) if bidirectional else None
 

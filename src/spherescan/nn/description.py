@@ -13,6 +13,8 @@ from spherescan.nn.prototypes import PrototypeHead
 
 MIXERS: dict[str, type[Mamba]] = {"mamba": Mamba}
 
+_TUPLES = ("pooling", "local_heads")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
@@ -35,6 +37,10 @@ class ModelDescription:
     prototype_dim: int
     prototype_init: str
     learnable_prototypes: bool
+    local_heads: tuple[int, ...] = ()
+    n_local_outputs: int | None = None
+    averaged: bool = False
+    form: str = "standard"
 
     def build(self, *, generator: Generator | None = None, place: bool = True) -> SequenceModel:
         """Make the model with fresh weights.
@@ -75,12 +81,17 @@ class ModelDescription:
             bidirectional=self.bidirectional,
             pooling=self.pooling,
             n_pool_heads=self.n_pool_heads,
+            local_heads=self.local_heads,
+            n_local_outputs=self.n_local_outputs,
+            averaged=self.averaged,
+            form=self.form,
             generator=generator,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the values under their names."""
-        return {**asdict(self), "pooling": list(self.pooling)}
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelDescription":
@@ -94,4 +105,4 @@ class ModelDescription:
             raise ValueError(
                 f"a model description has other fields: {sorted(values.keys() ^ names)}"
             )
-        return cls(**{**values, "pooling": tuple(values["pooling"])})
+        return cls(**{**values, **{name: tuple(values[name]) for name in _TUPLES}})

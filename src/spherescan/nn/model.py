@@ -3,20 +3,28 @@
 Letters: b batch, l length, c series channels, m model width, d prototype dimension, k classes.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import skip_init
+from torch.utils.checkpoint import checkpoint
 
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.embedding import SeriesEmbedding
 from spherescan.nn.init import linear
+from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba
 from spherescan.nn.norm import ResidualNorm
 from spherescan.nn.pooling import Pooling
 from spherescan.nn.prototypes import PrototypeHead
+from spherescan.nn.rust_trainer import ResidualLayerNorm, draw_all_normal
+
+FORMS = ("standard", "rust_trainer")
 
 # Of the published implementation: rows about as long as the residual updates of one block.
 _EMBEDDING_STD = 0.02
@@ -38,11 +46,22 @@ class SequenceModel(nn.Module):
         bidirectional: Whether each block also reads from the end; not for next-token prediction.
         pooling: Names of the poolings to concatenate; empty for one point per position.
         n_pool_heads: Heads of the attention pooling.
+        local_heads: Blocks, counted from 0, that get a head of their own to learn by.
+        n_local_outputs: Outputs of those heads; the dimension of the prototypes when missing.
+        averaged: Whether a prediction averages the points of all heads, the local ones included.
+        form: "standard", or "rust_trainer" for the layout and the initial weights of that program.
         generator: Source of the initial weights.
 
+    Attributes:
+        make_block: Makes one more block from `(generator=...)`.
+        make_local_head: Makes one more local head from `(generator=...)`.
+        recompute: Whether a backward pass computes the inside of each block again instead of
+            keeping it: the memory of one block instead of all, for one more forward pass.
+
     Raises:
-        ValueError: Not exactly one kind of input, no layer, or a bidirectional model that would
-            see the tokens it is to predict.
+        ValueError: Not exactly one kind of input, no layer, an unknown form, a local head of a
+            block that there is not, or a bidirectional model that would see the tokens it is to
+            predict.
 
     Example:
         >>> import torch
@@ -64,6 +83,10 @@ class SequenceModel(nn.Module):
         bidirectional: bool = False,
         pooling: tuple[str, ...] = ("mean",),
         n_pool_heads: int = 4,
+        local_heads: tuple[int, ...] = (),
+        n_local_outputs: int | None = None,
+        averaged: bool = False,
+        form: str = "standard",
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -75,26 +98,103 @@ class SequenceModel(nn.Module):
             raise ValueError(
                 "a bidirectional model sees the positions it is to predict; pool, or read one way"
             )
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r}; choose from {', '.join(FORMS)}")
+        crate = form == "rust_trainer"
+        self.averaged, self.recompute = averaged, False
         self.embedding: nn.Embedding | SeriesEmbedding
         if vocab_size is not None:
             self.embedding = _token_embedding(vocab_size, d_model, generator)
         else:
             assert n_channels is not None
             self.embedding = SeriesEmbedding(n_channels, d_model, generator=generator)
-        self.layers = nn.ModuleList(
-            Block(d_model, mixer=mixer, bidirectional=bidirectional, generator=generator)
-            for _ in range(n_layers)
+
+        self.make_block = functools.partial(
+            Block, d_model, mixer=mixer, bidirectional=bidirectional, normed=not crate
         )
+        self.make_local_head = functools.partial(
+            LocalHead,
+            d_model,
+            head.weight.shape[1] if n_local_outputs is None else n_local_outputs,
+            pooling=pooling,
+            n_pool_heads=n_pool_heads,
+        )
+        self.layers = nn.ModuleList(self.make_block(generator=generator) for _ in range(n_layers))
         _scale_output_projections(self.layers)
-        self.norm_f = ResidualNorm(d_model)
+        self.norm_f = ResidualLayerNorm() if crate else ResidualNorm(d_model)
         self.pool = (
             Pooling(d_model, pooling, n_heads=n_pool_heads, generator=generator)
             if pooling
             else None
         )
         width = d_model if self.pool is None else self.pool.dim
-        self.projection = linear(width, head.prototypes.shape[1], generator=generator)
+        self.projection = (
+            nn.Identity() if crate else linear(width, head.weight.shape[1], generator=generator)
+        )
+        self.local_heads = nn.ModuleDict()
+        for index in local_heads:
+            if not 0 <= index < n_layers:
+                raise ValueError(f"a local head of block {index}; there are {n_layers} blocks")
+            self.local_heads[str(index)] = self.make_local_head(generator=generator)
+        if crate:
+            draw_all_normal(self, generator=generator)
         self.head = head
+
+    def begin(self, inputs: Int[Tensor, "b l"] | Float[Tensor, "b l c"]) -> Float[Tensor, "b l m"]:
+        """Return the residual stream in front of the first block.
+
+        It keeps the type of the weights, under autocast too.
+        """
+        x: Tensor = self.embedding(inputs)
+        return x.to(self.head.weight.dtype)
+
+    def through(
+        self,
+        blocks: Sequence[int],
+        x: Float[Tensor, "b l m"],
+        update: Float[Tensor, "b l m"] | None = None,
+        *,
+        mask: Bool[Tensor, "b l"] | None = None,
+        reset: Bool[Tensor, "b l"] | None = None,
+    ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b l m"]]:
+        """Apply some blocks.
+
+        Args:
+            blocks: Their indices, at least one.
+            x: Residual stream.
+            update: What is still to be added to it; nothing when missing.
+            mask: True on real positions, which come first in each row.
+            reset: True where a new document starts.
+
+        Returns:
+            The residual stream, and what the last of the blocks adds to it.
+        """
+        for index in blocks:
+            block = self.layers[index]
+            if self.recompute and torch.is_grad_enabled():
+                # One tensor is kept for each block, not two.
+                x = x if update is None else x + update
+                update = checkpoint(
+                    _update_of, block, x, mask, reset, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, update = block(x, update, mask=mask, reset=reset)
+        assert update is not None
+        return x, update
+
+    def read_out(
+        self,
+        x: Float[Tensor, "b l m"],
+        update: Float[Tensor, "b l m"] | None = None,
+        *,
+        mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b *l d"]:
+        """Return a vector in the space of the prototypes for the stream after the last block."""
+        x = self.norm_f(x, update)[0]
+        if self.pool is not None:
+            x = self.pool(x, mask)
+        z: Tensor = self.projection(x)
+        return z
 
     def features(
         self,
@@ -110,12 +210,10 @@ class SequenceModel(nn.Module):
             mask: True on real positions, which come first in each row.
             reset: True where a new document starts.
         """
-        # The residual stream keeps the type of the weights, under autocast too.
-        x: Tensor = self.embedding(inputs).to(self.norm_f.weight.dtype)
-        update: Tensor | None = None
-        for block in self.layers:
-            x, update = block(x, update, mask=mask, reset=reset)
-        normed: Tensor = self.norm_f(x, update)[0]
+        blocks = range(len(self.layers))
+        normed: Tensor = self.norm_f(
+            *self.through(blocks, self.begin(inputs), mask=mask, reset=reset)
+        )[0]
         return normed
 
     def embed(
@@ -125,12 +223,24 @@ class SequenceModel(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         reset: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b *l d"]:
-        """Return a vector in the space of the prototypes, of any length, for what is classified."""
-        x = self.features(inputs, mask=mask, reset=reset)
-        if self.pool is not None:
-            x = self.pool(x, mask)
-        z: Tensor = self.projection(x)
-        return z
+        """Return a vector in the space of the prototypes, of any length, for what is classified.
+
+        With `averaged` it is the mean of the unit vectors of all heads, so its inner product with
+        a prototype is the mean of their cosines.
+        """
+        if not self.averaged:
+            x = self.begin(inputs)
+            return self.read_out(
+                *self.through(range(len(self.layers)), x, mask=mask, reset=reset), mask=mask
+            )
+        x, update = self.begin(inputs), None
+        points = []
+        for index in range(len(self.layers)):
+            x, update = self.through([index], x, update, mask=mask, reset=reset)
+            if str(index) in self.local_heads:
+                points.append(self.local_heads[str(index)](x + update, mask))
+        points.append(self.read_out(x, update, mask=mask))
+        return torch.stack([functional.normalize(z, dim=-1) for z in points]).mean(0)
 
     def forward(
         self,
@@ -142,6 +252,11 @@ class SequenceModel(nn.Module):
         """Return the cosine with every prototype."""
         cosines: Tensor = self.head(self.embed(inputs, mask=mask, reset=reset))
         return cosines
+
+
+def _update_of(block: nn.Module, x: Tensor, mask: Tensor | None, reset: Tensor | None) -> Tensor:
+    update: Tensor = block(x, mask=mask, reset=reset)[1]
+    return update
 
 
 def _token_embedding(vocab_size: int, d_model: int, generator: Generator | None) -> nn.Embedding:

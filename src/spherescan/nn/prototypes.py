@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from spherescan.nn.placement import separated_prototypes
 
-INITS = ("separated", "random")
+INITS = ("separated", "random", "rust_trainer")
 
 
 class PrototypeHead(nn.Module):
@@ -25,7 +25,7 @@ class PrototypeHead(nn.Module):
         n_classes: Number of prototypes k.
         dim: Dimension d of the space the sphere lies in.
         init: "separated" places them as far apart as possible (see `separated_prototypes`),
-            "random" draws them uniformly.
+            "random" draws them uniformly, "rust_trainer" draws the stored rows from N(0, 0.02^2).
         learnable: Whether the prototypes are trained.
         generator: Source of the placement.
 
@@ -53,12 +53,14 @@ class PrototypeHead(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        if n_classes < 1 or dim < 1:
+            raise ValueError(f"got {n_classes} classes in {dim} dimensions; both must be >= 1")
         if init == "separated":
             points = separated_prototypes(n_classes, dim, generator=generator).points.float()
         elif init == "random":
-            if n_classes < 1 or dim < 1:
-                raise ValueError(f"got {n_classes} classes in {dim} dimensions; both must be >= 1")
             points = functional.normalize(torch.randn(n_classes, dim, generator=generator), dim=1)
+        elif init == "rust_trainer":
+            points = 0.02 * torch.randn(n_classes, dim, generator=generator)
         else:
             raise ValueError(f"unknown init {init!r}; choose from {', '.join(INITS)}")
         if learnable:

@@ -10,7 +10,7 @@ _BACKBONE = "backbone."
 # Transformers calls the embedding of the same checkpoints by its plural.
 _RENAMED = {"embeddings.weight": "embedding.weight"}
 # Ours alone: points on a sphere have no counterpart in an unnormalised output matrix.
-_OWN = ("projection.", "head.")
+_OWN = ("projection.", "head.", "local_heads.")
 
 
 def load_published(model: SequenceModel, state: Mapping[str, Tensor]) -> list[str]:

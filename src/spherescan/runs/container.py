@@ -63,6 +63,14 @@ class Checkpoint:
     created_by: str
     digest: str
 
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names begin so, under the rest of their names."""
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:

@@ -134,6 +134,16 @@ class RunStore:
             raise CheckpointError(f"{path}: belongs to run {owner}, this is run {self.run_id}")
         return checkpoint
 
+    def load_best(self) -> Checkpoint:
+        """Read and verify the checkpoint of the best validation; the newest without one.
+
+        Raises:
+            CheckpointError: See `load`.
+        """
+        newest = self.load()
+        best = newest.state["counters"]["best_step"]
+        return newest if best in {None, newest.state["step"]} else self.load(best)
+
     def prune(self, *, keep: int, best_step: int | None) -> None:
         """Remove all checkpoints but the newest `keep` and the best.
 

@@ -11,7 +11,8 @@ from spherescan.errors import CheckpointError, ConfigError, SpherescanError, Sto
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
 from spherescan.ops.form import selected_form
 from spherescan.runs import RunLock, RunStore
-from spherescan.train.problem import Problem, expect_same_data, open_problem
+from spherescan.train.depth import grow, load_base, read_base
+from spherescan.train.problem import Problem, expect_same_data, open_problem, with_layers
 from spherescan.train.trainer import Trainer
 
 
@@ -78,17 +79,18 @@ def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, int | str]) 
     checkpoint = store.load()
     config = _changed(checkpoint.state["config"], changes)
     _prepare_torch(config)
-    problem, model = build(config, place=False)
-    expect_same_data(problem, config, checkpoint.state["fingerprint"])
     done = checkpoint.state["counters"]["step"]
+    problem, model = build(config, step=done, place=False)
+    expect_same_data(problem, config, checkpoint.state["fingerprint"])
     if config.run.steps < done:
         raise ConfigError(f"run.steps is {config.run.steps}; the run is at step {done} already")
-    if problem.description != ModelDescription.from_json(checkpoint.state["model"]):
+    description = with_layers(problem.description, config, config.n_layers_at(done))
+    if description != ModelDescription.from_json(checkpoint.state["model"]):
         raise CheckpointError(
             f"{store.checkpoint_path(checkpoint.state['step'])}: is of another "
             "model than its configuration"
         )
-    trainer = Trainer(config, problem, model, store, lock)
+    trainer = Trainer(config, problem, model, store, lock, step=done)
     try:
         trainer.restore(checkpoint)
     except BaseException:
@@ -97,29 +99,42 @@ def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, int | str]) 
     return trainer
 
 
-def build(config: RunConfig, *, place: bool = True) -> tuple[Problem, SequenceModel]:
+def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Problem, SequenceModel]:
     """Open the data and build the model with fresh weights.
 
     Args:
         config: The whole configuration.
-        place: See `ModelDescription.build`.
+        step: Steps done: the model has the blocks that it has grown by then.
+        place: Whether weights matter: otherwise saved ones are about to be loaded, and neither
+            prototypes are separated nor those of `grow.base` read.
 
     Raises:
         ConfigError: A setting that does not fit the data.
         DataError: Data that cannot be used.
+        CheckpointError: Weights of `grow.base` that are damaged or of another model.
+        RunDirectoryError: There is no `grow.base`.
     """
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
+    base = read_base(Path(config.grow.base).expanduser()) if config.grow.base and place else None
     problem, mean_std = open_problem(config)
     seed = derived_seed(config.run.seed, "weights")
+    description = problem.description
+    if not place:
+        description = with_layers(description, config, config.n_layers_at(step))
     try:
         generator = torch.Generator().manual_seed(seed)
-        model = problem.description.build(generator=generator, place=place)
+        model = description.build(generator=generator, place=place and base is None)
     except (ValueError, RuntimeError, MemoryError) as error:
         # torch reports a model that does not fit into memory as a RuntimeError.
         raise ConfigError(f"the model cannot be built: {error}") from error
     if mean_std is not None:
         assert isinstance(model.embedding, SeriesEmbedding)
         model.embedding.set_statistics(*mean_std)
+    if base is not None:
+        load_base(model, base, Path(str(config.grow.base)))
+    if place and config.grow.layers is not None and config.grow.at_step == 0:
+        grow(model, config)
+    model.recompute = config.run.recompute
     return problem, model
 
 

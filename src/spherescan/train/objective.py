@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spherescan.data import NO_TARGET, Batch, Task
 from spherescan.losses import from_cosine, sphere_regression_loss, to_cosine
-from spherescan.nn import SequenceModel
+from spherescan.nn import PrototypeHead, SequenceModel
 
-# z, prototypes, targets -> one loss per sample
+# z, prototypes as they are stored, targets -> one loss per sample
 ClassLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -27,6 +27,16 @@ class Scores(NamedTuple):
 
     loss: Float[Tensor, " n"]
     quality: Float[Tensor, " n"]
+
+    @property
+    def mean_loss(self) -> Float[Tensor, ""]:
+        """The mean; 0 when nothing is scored, as in a batch of one-token documents."""
+        return self.loss.sum() / max(1, self.loss.numel())
+
+    @property
+    def mean_quality(self) -> Float[Tensor, ""]:
+        """The mean; 0 when nothing is scored."""
+        return self.quality.sum() / max(1, self.quality.numel())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +61,44 @@ class Objective:
 
     def __call__(self, model: SequenceModel, batch: Batch) -> Scores:
         """Run the model and score every item of the batch that has a target."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with self.precision():
             z = model.embed(batch.inputs, mask=batch.mask, reset=batch.reset)
-        z = z.to(model.head.prototypes.dtype)
-        targets = batch.targets
-        if self.task.kind == "regression":
-            return self._regression(model, z, targets)
-        if self.task.kind == "next_token":
-            scored = targets != NO_TARGET
-            z, targets = z[scored], targets[scored]
-        loss = self.loss(z, model.head.prototypes, targets)
-        with torch.no_grad():
-            hit = (model.head(z).argmax(-1) == targets).to(loss.dtype)
-        return Scores(loss, hit)
+        return self.score(z, model.head, batch.targets)
 
-    def _regression(self, model: SequenceModel, z: Tensor, targets: Tensor) -> Scores:
+    def precision(self) -> torch.autocast:
+        """Return the context in which the network computes."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
+
+    def scored(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return those of the outputs that have a target, and their targets."""
+        if self.task.kind != "next_token":
+            return z, targets
+        kept = targets != NO_TARGET
+        return z[kept], targets[kept]
+
+    def score(self, z: Tensor, head: PrototypeHead, targets: Tensor) -> Scores:
+        """Compare outputs with the prototypes, where there is a target.
+
+        Args:
+            z: Points in the space of the prototypes.
+            head: The prototypes.
+            targets: As in a batch.
+        """
+        z, targets = self.scored(z.to(head.weight.dtype), targets)
+        with torch.autocast("cpu", enabled=False):
+            if self.task.kind == "regression":
+                return self._regression(z, head, targets)
+            loss = self.loss(z, head.weight, targets)
+            with torch.no_grad():
+                hit = (head(z).argmax(-1) == targets).to(loss.dtype)
+            return Scores(loss, hit)
+
+    def _regression(self, z: Tensor, head: PrototypeHead, targets: Tensor) -> Scores:
         lower, upper = self.task.lower, self.task.upper
-        pole = model.head.prototypes[0]
+        pole = head.prototypes[0]
         # In float64: a range may be narrow beside the size of its values.
         wanted = to_cosine(targets.double(), lower=lower, upper=upper)
         loss = sphere_regression_loss(z, pole, wanted.to(z.dtype))
         with torch.no_grad():
-            predicted = from_cosine(model.head(z)[:, 0].double(), lower=lower, upper=upper)
+            predicted = from_cosine(head(z)[:, 0].double(), lower=lower, upper=upper)
             return Scores(loss, (predicted - targets).square())

@@ -31,12 +31,21 @@ def make_optimizer(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
+    decay_all: bool = False,
 ) -> AdamW:
-    """Return AdamW over the trainable parameters, split into decayed and not decayed."""
+    """Return AdamW over the trainable parameters, split into decayed and not decayed.
+
+    Args:
+        parameters: With their names.
+        lr: Learning rate.
+        betas: Decay of both moments.
+        weight_decay: Of those that are decayed.
+        decay_all: Whether all of them are, see `decays`.
+    """
     trainable = [(name, p) for name, p in parameters if p.requires_grad]
     groups = [
         {
-            "params": [p for name, p in trainable if decays(name, p) is decayed],
+            "params": [p for name, p in trainable if (decay_all or decays(name, p)) is decayed],
             "weight_decay": weight_decay if decayed else 0.0,
         }
         for decayed in (True, False)
@@ -59,6 +68,23 @@ def optimizer_tensors(
                 tensors[f"{moment}/{name}"] = state.get(moment, torch.zeros_like(parameter))
             tensors[f"step/{name}"] = state.get("step", torch.zeros(()))
     return tensors
+
+
+def keep_state(new: AdamW, old: AdamW) -> None:
+    """Take over the state of the parameters that both optimisers train."""
+    for group in new.param_groups:
+        for parameter in group["params"]:
+            if parameter in old.state:
+                new.state[parameter] = old.state[parameter]
+
+
+def set_step_count(optimizer: AdamW, parameters: Iterable[Tensor], step: int) -> None:
+    """Set how many updates the bias correction believes these parameters have had."""
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state |= {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+        state["step"] = torch.tensor(float(step))
 
 
 def load_optimizer(

@@ -1,5 +1,6 @@
 """What is learned on what: data is opened and names of losses are looked up here."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Problem:
     """What is learned on what, as `build` made it from a configuration.
 
     Attributes:
-        description: How to build the model again.
+        description: How to build the model that the run begins with.
         objective: Loss and score.
         stream: Training batches.
         validation: Makes the fixed validation batches; the same ones every time.
@@ -156,6 +157,19 @@ def _description(
         prototype_dim=config.prototypes.dim or dim,
         prototype_init=config.prototypes.init,
         learnable_prototypes=config.prototypes.learnable,
+        local_heads=config.local_heads(model.n_layers),
+        n_local_outputs=n_prototypes if config.local.loss == "cross_entropy" else None,
+        averaged=config.local.predict == "mean",
+        form=model.form,
+    )
+
+
+def with_layers(
+    description: ModelDescription, config: RunConfig, n_layers: int
+) -> ModelDescription:
+    """Return the description of the same model with another number of blocks."""
+    return dataclasses.replace(
+        description, n_layers=n_layers, local_heads=config.local_heads(n_layers)
     )
 
 
@@ -189,7 +203,12 @@ def _series(config: RunConfig) -> tuple[Problem, Statistics]:
         ),
         objective=objective_of(task, config),
         stream=SeriesStream(
-            series, targets[kept], batch_size=data.batch_size, seed=seed, jitter=data.jitter
+            series,
+            targets[kept],
+            batch_size=data.batch_size,
+            seed=seed,
+            jitter=data.jitter,
+            shuffle=data.shuffle,
         ),
         validation=lambda: series_batches(held_series, held_targets, batch_size=64),
         fingerprint=digest,
@@ -251,12 +270,21 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         description=_description(
             config,
             n_prototypes=text.vocab_size,
-            dim=min(text.vocab_size, config.model.d_model),
+            dim=(
+                config.model.d_model
+                if config.model.form == "rust_trainer"
+                else min(text.vocab_size, config.model.d_model)
+            ),
             vocab_size=text.vocab_size,
         ),
         objective=objective_of(Task("next_token"), config),
         stream=TokenStream(
-            text, windows, seq_len=data.seq_len, batch_size=data.batch_size, seed=config.run.seed
+            text,
+            windows,
+            seq_len=data.seq_len,
+            batch_size=data.batch_size,
+            seed=config.run.seed,
+            shuffle=data.shuffle,
         ),
         validation=lambda: token_batches(
             other, chosen, seq_len=data.seq_len, batch_size=data.batch_size

@@ -61,7 +61,7 @@ class Lines(Reporter):
             now = time.perf_counter()
             each = (now - self._since) / (step - self._since_step)
             self._say(
-                f"step {step}/{self._total}  loss {metrics.loss:.4f}  "
+                f"step {step}/{self._total}  {_losses(metrics)}  "
                 f"grad norm {metrics.grad_norm:.3f}  lr {lr:.2e}  {each * 1e3:.0f} ms/step"
             )
             self._since, self._since_step = now, step
@@ -85,11 +85,11 @@ class Bar(Reporter):
             TextColumn("[bold]train"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(),
             console=console,
         )
-        self._task: TaskID = self._bar.add_task("train", total=total, completed=done, loss=0.0)
+        self._task: TaskID = self._bar.add_task("train", total=total, completed=done, losses="")
 
     def __enter__(self) -> "Bar":
         self._bar.start()
@@ -105,12 +105,17 @@ class Bar(Reporter):
 
     def stepped(self, step: int, metrics: StepMetrics, *, lr: float) -> None:  # noqa: ARG002  of Reporter
         """Move the bar."""
-        self._bar.update(self._task, completed=step, loss=metrics.loss)
+        self._bar.update(self._task, completed=step, losses=_losses(metrics))
 
     def validated(self, step: int, result: Evaluation, *, best: bool) -> None:
         """Print the result above the bar."""
         line = _validation_line(step, result, best=best)
         self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _losses(metrics: StepMetrics) -> str:
+    pairs = (("loss", metrics.loss), ("local loss", metrics.local_loss))
+    return "  ".join(f"{name} {value:.4f}" for name, value in pairs if value is not None)
 
 
 def _validation_line(step: int, result: Evaluation, *, best: bool) -> str:

@@ -1,16 +1,55 @@
-"""One training step, whole."""
+"""One training step, whole: local losses, backpropagation, and where they meet.
+
+    every step                    each group of blocks has a loss of its own
+    (step + 1) % backprop_every   the loss of the task reaches through all groups, and the two are
+                                  summed before one backward pass ("deep"), or computed apart and
+                                  merged for each group by an aggregator ("surgery")
+
+A step without backpropagation runs forward and backward through one group at a time, so it holds
+the activations of one group. Both kinds have the same guards, clipping and metrics.
+"""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import AdamW
 
 from spherescan.data import Batch
 from spherescan.nn import SequenceModel
+from spherescan.train.lessons import Lesson, learn_alone, learn_merged, learn_summed, lessons_of
+from spherescan.train.merge import Merger
 from spherescan.train.objective import Objective
+from spherescan.train.optim import set_step_count
+from spherescan.train.rule import LearningRule
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMetrics:
+    """What happened in one group of blocks.
+
+    Attributes:
+        blocks: Their indices.
+        local_loss: Mean local loss; None when the group has none.
+        cosine: Between local and backprop gradient; None when they did not meet.
+        weights: What they were multiplied by before they were merged.
+        grad_norm: Of the gradient its blocks were given, before clipping.
+        update_norm: Of what was added to its blocks.
+    """
+
+    blocks: range
+    local_loss: float | None = None
+    cosine: float | None = None
+    weights: tuple[float, float] | None = None
+    grad_norm: float = 0.0
+    update_norm: float = 0.0
+
+    @property
+    def conflict(self) -> bool:
+        """Whether the two gradients pointed away from each other."""
+        return self.cosine is not None and self.cosine < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,81 +57,149 @@ class StepMetrics:
     """What a step did; norms are those before clipping.
 
     Attributes:
-        loss: Mean over the scored items.
-        quality: Mean quality, see `Scores`.
+        loss: Mean loss of the task over the scored items; None in a step without backpropagation.
+        local_loss: Mean of the local losses of all groups; None without local learning.
+        quality: Mean quality, see `Scores`; None when the model was not read out.
         grad_norm: Over all trained parameters.
         grad_norm_embedding: Over the embedding.
         grad_norm_prototypes: Over the prototypes; 0 when they are fixed.
         grad_norm_top: Over the last block.
         clipped: Whether the gradient was scaled down.
         updated: False when something was not finite and nothing was changed.
+        groups: Each group of blocks; none without local learning.
     """
 
-    loss: float
-    quality: float
+    loss: float | None
+    local_loss: float | None
+    quality: float | None
     grad_norm: float
     grad_norm_embedding: float
     grad_norm_prototypes: float
     grad_norm_top: float
     clipped: bool
     updated: bool
+    groups: tuple[GroupMetrics, ...] = ()
 
 
-def backprop_step(
+def hybrid_step(
     model: SequenceModel,
     batch: Batch,
     objective: Objective,
-    optimizer: Optimizer,
+    optimizer: AdamW,
+    rule: LearningRule,
+    mergers: Sequence[Merger] = (),
     *,
+    step: int,
     lr: float,
+    local_lr: float,
     grad_clip: float,
 ) -> StepMetrics:
-    """Update the model on one batch by backpropagation.
+    """Update the model on one batch.
 
-    Loss and gradient are checked before the update: when one is not finite the model and the
+    Losses and gradients are checked before the update: when one is not finite the model and the
     optimiser stay as they are.
 
     Args:
         model: What is trained.
         batch: What it is trained on.
-        objective: Loss and score.
-        optimizer: Over the parameters of the model.
-        lr: Learning rate of this step.
+        objective: Loss and score of the task.
+        optimizer: Over the trained parameters of the model.
+        rule: How local learning and backpropagation meet.
+        mergers: One for each group; for "surgery".
+        step: Steps done before.
+        lr: Learning rate when backpropagation joins.
+        local_lr: Learning rate when it does not.
         grad_clip: Largest gradient norm; 0 for no clipping.
     """
     optimizer.zero_grad(set_to_none=True)
-    scores = objective(model, batch)
-    n = max(1, scores.loss.numel())  # a batch of one-token documents has nothing to score
-    loss = scores.loss.sum() / n
-    loss.backward()  # type: ignore[no-untyped-call]
+    joined = rule.backprop_joins(step)
+    lessons = lessons_of(model, batch, objective, rule, step=step, joined=joined)
+    if not joined:
+        done = learn_alone(lessons)
+    elif rule.local is not None and rule.mode == "surgery":
+        done = learn_merged(model, lessons, rule, mergers)
+    else:
+        done = learn_summed(lessons, weight=rule.weight)
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    norm = gradient_norm(trained)
-    metrics = StepMetrics(
-        loss=loss.item(),
-        quality=scores.quality.sum().item() / n,
-        grad_norm=norm,
-        grad_norm_embedding=gradient_norm(model.embedding.parameters()),
-        grad_norm_prototypes=gradient_norm(model.head.parameters()),
-        grad_norm_top=gradient_norm(model.layers[-1].parameters()),
-        clipped=0 < grad_clip < norm < math.inf,
-        updated=math.isfinite(loss.item()) and math.isfinite(norm),
-    )
-    if metrics.updated:
-        if metrics.clipped:
-            for parameter in trained:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(grad_clip / norm)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    metrics = _measure(model, done, local=rule.local is not None, joined=joined)
+    if not metrics.updated:
+        return metrics
+    plain = rule.plain_updates and not joined
+    trained = [p for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in trained if p.grad is not None]
+    if 0 < grad_clip < metrics.grad_norm and not plain:
+        metrics = replace(metrics, clipped=True)
+        torch._foreach_mul_(gradients, grad_clip / metrics.grad_norm)
+    before = [_weights(model, group.blocks) for group in metrics.groups]
+    if plain:
+        torch._foreach_sub_([p.data for p in trained], gradients, alpha=local_lr)
+    else:
+        if rule.run_step_count:
+            set_step_count(optimizer, trained, step)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = lr if joined else local_lr
         optimizer.step()
-    return metrics
+    groups = zip(metrics.groups, before, strict=True)
+    return replace(
+        metrics,
+        groups=tuple(replace(g, update_norm=_distance(model, g.blocks, old)) for g, old in groups),
+    )
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients together; NaN or infinite when one of them is."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    return _norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _measure(
+    model: SequenceModel, lessons: Sequence[Lesson], *, local: bool, joined: bool
+) -> StepMetrics:
+    main = lessons[-1].scores
+    loss = None if main is None else main.mean_loss.item()
+    groups = [_describe(model, lesson) for lesson in lessons] if local else []
+    if groups and not joined and groups[-1].local_loss is None:
+        # The last group learned by the loss of the task, and nothing below it did.
+        groups[-1] = replace(groups[-1], local_loss=loss)
+    local_losses = [group.local_loss for group in groups if group.local_loss is not None]
+    norm = gradient_norm(model.parameters())
+    return StepMetrics(
+        loss=loss if joined else None,
+        local_loss=sum(local_losses) / len(local_losses) if local_losses else None,
+        quality=None if main is None else main.mean_quality.item(),
+        grad_norm=norm,
+        grad_norm_embedding=gradient_norm(model.embedding.parameters()),
+        grad_norm_prototypes=gradient_norm(model.head.parameters()),
+        grad_norm_top=gradient_norm(model.layers[-1].parameters()),
+        clipped=False,
+        updated=all(map(math.isfinite, [norm, loss or 0.0, *local_losses])),
+        groups=tuple(groups),
+    )
+
+
+def _describe(model: SequenceModel, lesson: Lesson) -> GroupMetrics:
+    meeting = lesson.meeting
+    return GroupMetrics(
+        blocks=lesson.blocks,
+        local_loss=None if lesson.local is None else lesson.local.mean().item(),
+        cosine=None if meeting is None else meeting.cosine,
+        weights=None if meeting is None else meeting.weights,
+        grad_norm=gradient_norm(_trained(model, lesson.blocks)),
+    )
+
+
+def _trained(model: SequenceModel, blocks: range) -> list[nn.Parameter]:
+    return [p for i in blocks for p in model.layers[i].parameters() if p.requires_grad]
+
+
+def _weights(model: SequenceModel, blocks: range) -> list[Tensor]:
+    return [p.detach().clone() for p in _trained(model, blocks)]
+
+
+def _distance(model: SequenceModel, blocks: range, before: list[Tensor]) -> float:
+    return _norm(torch._foreach_sub([p.detach() for p in _trained(model, blocks)], before))
+
+
+def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> float:
+    if not tensors:
         return 0.0
-    norms = torch._foreach_norm(gradients)
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))

@@ -14,12 +14,15 @@ from spherescan.data import Batch
 from spherescan.errors import CheckpointError, NonFiniteError
 from spherescan.nn import SequenceModel
 from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunLock, RunStore
+from spherescan.train.depth import grow, set_frozen
 from spherescan.train.evaluate import Evaluation, evaluate
-from spherescan.train.optim import load_optimizer, make_optimizer, optimizer_tensors
-from spherescan.train.problem import Problem
+from spherescan.train.merge import Merger
+from spherescan.train.optim import keep_state, load_optimizer, make_optimizer, optimizer_tensors
+from spherescan.train.problem import Problem, with_layers
 from spherescan.train.progress import Reporter
+from spherescan.train.rule import make_rule
 from spherescan.train.schedule import learning_rate
-from spherescan.train.step import StepMetrics, backprop_step
+from spherescan.train.step import StepMetrics, hybrid_step
 
 Stopped = Literal["finished", "patience", "signal"]
 
@@ -67,6 +70,7 @@ class Trainer:
         model: What is trained.
         store: The folder of the run.
         lock: Held on it; `close` lets go.
+        step: Steps done before; the model has the depth of that step.
     """
 
     def __init__(
@@ -76,17 +80,16 @@ class Trainer:
         model: SequenceModel,
         store: RunStore,
         lock: RunLock,
+        *,
+        step: int = 0,
     ) -> None:
         self.config, self.problem, self.model, self.store = config, problem, model, store
-        self.counters = Counters()
+        self.counters = Counters(step=step)
         self._saved_step: int | None = None
-        optim = config.optim
-        self.optimizer: AdamW = make_optimizer(
-            model.named_parameters(),
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-        )
+        self.rule = make_rule(config, problem)
+        set_frozen(model, config, step)
+        self.optimizer = self._make_optimizer()
+        self.mergers = self._make_mergers()
         self._lock = lock
         lock.sign()
         self._metrics = MetricsLog(store.metrics_path, run_id=store.run_id)
@@ -150,7 +153,7 @@ class Trainer:
         """Go back to a checkpoint of the same run: weights, moments, counters, data and metrics.
 
         Raises:
-            CheckpointError: It is of another model; nothing was changed.
+            CheckpointError: It is of another model or another way of learning; nothing was changed.
         """
         expected = {name: tensor.shape for name, tensor in self._tensors().items()}
         found = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
@@ -161,61 +164,122 @@ class Trainer:
                     f"there and {expected.get(name)} here"
                 )
         state = checkpoint.state
-        self.model.load_state_dict(_below("model/", checkpoint.tensors))
-        load_optimizer(
-            self.optimizer, self.model.named_parameters(), _below("optim/", checkpoint.tensors)
-        )
+        self.model.load_state_dict(checkpoint.below("model/"))
+        load_optimizer(self.optimizer, self.model.named_parameters(), checkpoint.below("optim/"))
+        for merger, saved in zip(self.mergers, state["mergers"], strict=True):
+            merger.load_state_dict(saved)
         self.counters = Counters(**state["counters"])
         self._saved_step = self.counters.step
         self.problem.stream.load_state_dict(state["data"])
         self._metrics.cut_to(LogPosition(**state["metrics"]))
 
     def _train_step(self, report: Reporter) -> None:
-        optim, counters = self.config.optim, self.counters
+        config, counters = self.config, self.counters
+        lr, local_lr = self._learning_rates()
+        metrics = hybrid_step(
+            self.model,
+            next(self.problem.stream),
+            self.problem.objective,
+            self.optimizer,
+            self.rule,
+            self.mergers,
+            step=counters.step,
+            lr=lr,
+            local_lr=local_lr,
+            grad_clip=config.optim.grad_clip,
+        )
+        joined = self.rule.backprop_joins(counters.step)
+        counters.step += 1
+        counters.bp_updates += metrics.updated and joined
+        counters.ff_updates += metrics.updated and self.rule.local is not None
+        counters.skipped += not metrics.updated
+        self._log_step(metrics, lr if joined else local_lr)
+        if not metrics.updated and config.run.on_non_finite == "fail":
+            raise NonFiniteError(
+                f"step {counters.step}: loss {metrics.loss}, local loss {metrics.local_loss}, "
+                f"gradient norm {metrics.grad_norm}; nothing was updated; lower optim.lr, or leave "
+                'such steps out with run.on_non_finite = "skip"'
+            )
+        self._change_depth()
+        report.stepped(counters.step, metrics, lr=lr)
+
+    def _learning_rates(self) -> tuple[float, float]:
+        """Return that of a step with backpropagation, and that of a step without."""
+        optim, local = self.config.optim, self.config.local
         lr = learning_rate(
-            counters.step,
+            self.counters.step,
             lr=optim.lr,
             warmup_steps=optim.warmup_steps,
             total_steps=self.config.run.steps,
             min_scale=optim.min_lr_scale,
         )
-        metrics = backprop_step(
-            self.model,
-            next(self.problem.stream),
-            self.problem.objective,
-            self.optimizer,
-            lr=lr,
-            grad_clip=optim.grad_clip,
+        peak = optim.lr if local.lr is None else local.lr
+        return lr, peak if local.update == "sgd" else lr * (peak / optim.lr)
+
+    def _change_depth(self) -> None:
+        """Grow, freeze and unfreeze when it is time to, and keep all state that stays valid."""
+        config, step = self.config, self.counters.step
+        growing = config.grow.layers is not None and step == config.grow.at_step
+        if not growing and step != config.freeze.until_step:
+            return
+        if growing:
+            grow(self.model, config)
+            kept = iter(self.mergers)
+            new = config.new_positions() if config.local.group == 1 else range(len(self.mergers))
+            self.mergers = [
+                fresh if index in new else next(kept)
+                for index, fresh in enumerate(self._make_mergers())
+            ]
+        set_frozen(self.model, config, step)
+        former = self.optimizer
+        self.optimizer = self._make_optimizer()
+        keep_state(self.optimizer, former)
+
+    def _make_optimizer(self) -> AdamW:
+        optim = self.config.optim
+        return make_optimizer(
+            self.model.named_parameters(),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+            decay_all=optim.decayed == "all",
         )
-        counters.step += 1
-        counters.bp_updates += metrics.updated
-        counters.skipped += not metrics.updated
-        self._log_step(metrics, lr)
-        if not metrics.updated and self.config.run.on_non_finite == "fail":
-            raise NonFiniteError(
-                f"step {counters.step}: loss {metrics.loss}, gradient norm "
-                f"{metrics.grad_norm}; nothing was updated; lower optim.lr, or leave such steps "
-                'out with run.on_non_finite = "skip"'
-            )
-        report.stepped(counters.step, metrics, lr=lr)
+
+    def _make_mergers(self) -> list[Merger]:
+        if self.config.local.mode != "surgery":
+            return []
+        return [self.rule.make_merger() for _ in self.rule.groups(len(self.model.layers))]
 
     def _log_step(self, metrics: StepMetrics, lr: float) -> None:
-        record = dataclasses.asdict(metrics)
-        quality = record.pop("quality")
-        updated = record.pop("updated")
         self._metrics.append(
             {
                 "kind": "train",
                 "step": self.counters.step,
-                **record,
-                "ff_loss": None,
-                self._quality_name: quality,
+                "loss": metrics.loss,
+                "ff_loss": metrics.local_loss,
+                self._quality_name: metrics.quality,
                 "lr": lr,
-                "skipped": not updated,
+                "grad_norm": metrics.grad_norm,
+                "grad_norm_embedding": metrics.grad_norm_embedding,
+                "grad_norm_prototypes": metrics.grad_norm_prototypes,
+                "grad_norm_top": metrics.grad_norm_top,
+                "clipped": metrics.clipped,
+                "skipped": not metrics.updated,
                 "bp_updates": self.counters.bp_updates,
                 "ff_updates": self.counters.ff_updates,
                 "skipped_updates": self.counters.skipped,
-                "conflict_layers": 0,
+                "conflict_layers": sum(group.conflict for group in metrics.groups),
+                "groups": [
+                    {
+                        "blocks": list(group.blocks),
+                        "ff_loss": group.local_loss,
+                        "cosine": group.cosine,
+                        "weights": None if group.weights is None else list(group.weights),
+                        "grad_norm": group.grad_norm,
+                        "update_norm": group.update_norm,
+                    }
+                    for group in metrics.groups
+                ],
                 **self.problem.stream.state_dict(),
             }
         )
@@ -290,18 +354,13 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "config": self.config.model_dump(mode="json"),
-            "model": self.problem.description.to_json(),
+            "model": with_layers(
+                self.problem.description, self.config, len(self.model.layers)
+            ).to_json(),
+            "mergers": [merger.state_dict() for merger in self.mergers],
             "task": self.problem.objective.task.to_json(),
             "counters": dataclasses.asdict(self.counters),
             "data": self.problem.stream.state_dict(),
             "fingerprint": self.problem.fingerprint,
             "metrics": dataclasses.asdict(self._metrics.sync()),
         }
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -1,0 +1,18 @@
+"""The configuration of a run: strict, and without torch, so that help and mistakes answer at once.
+
+Precedence: defaults < file < flags.
+"""
+
+from spherescan.config.reading import load_config, nearest, parse_config, settings, to_toml
+from spherescan.config.sections import CHANGEABLE, DataConfig, RunConfig
+
+__all__ = [
+    "CHANGEABLE",
+    "DataConfig",
+    "RunConfig",
+    "load_config",
+    "nearest",
+    "parse_config",
+    "settings",
+    "to_toml",
+]

@@ -1,0 +1,144 @@
+"""Weights of objectives, learned from the lengths of their gradients.
+
+Letters: t objectives.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class GradNorm:
+    """Learn weights with which all objectives train at similar rates.
+
+        r_i = (L_i / L_i(first)) / mean_j (L_j / L_j(first))
+        target_i = mean_j (w_j n_j) r_i^alpha
+        log w_i -= rate (w_i n_i / mean_j (w_j n_j)) sign(w_i n_i - target_i),  then  sum_i w_i = t
+
+    The direction is that of the gradient of sum_i |w_i n_i - target_i| with the targets held.
+
+    References:
+        Chen et al., "GradNorm", 2018, arXiv:1711.02257, Algorithm 1 and equation 2.
+
+    Notes:
+        The paper leaves the update rule open; here it acts on log w and on relative lengths, so
+        that weights stay positive and the common scale of the gradients means nothing.
+
+    Example:
+        >>> weigh = GradNorm(rate=0.1)
+        >>> for _ in range(200):
+        ...     weights = weigh(torch.tensor([1.0, 1.0]), torch.tensor([30.0, 10.0]))
+        >>> [round(weight, 1) for weight in weights.tolist()]
+        [0.5, 1.5]
+    """
+
+    def __init__(self, *, alpha: float = 1.5, rate: float = 0.025) -> None:
+        """Begin with equal weights.
+
+        Args:
+            alpha: How strongly a slow objective is favoured; at 0 all weighted gradients become
+                equally long. The paper uses 0.12 to 1.5.
+            rate: Relative change of a weight per call. The paper uses 0.025.
+
+        Raises:
+            ValueError: A negative alpha, or a rate that is not positive.
+        """
+        if not alpha >= 0:
+            raise ValueError(f"alpha is {alpha}; it must not be negative")
+        if not rate > 0:
+            raise ValueError(f"rate is {rate}; it must be positive")
+        self._alpha = alpha
+        self._rate = rate
+        self._first: list[float] = []
+        self._weights: list[float] = []
+
+    def __call__(
+        self, losses: Float[Tensor, " t"], norms: Float[Tensor, " t"]
+    ) -> Float[Tensor, " t"]:
+        """Update the weights and return them, for the gradients that were measured.
+
+        Args:
+            losses: Value of each objective. Those of the first call are the reference of all
+                later ones.
+            norms: Length of each objective's gradient of the shared parameters, unweighted.
+
+        Raises:
+            ValueError: Another number of objectives than before; a loss that is negative, or not
+                positive in the first call; a negative length; anything not finite.
+        """
+        values, lengths = _checked("losses", losses), _checked("norms", norms)
+        if not self._first:
+            if not min(values) > 0:
+                raise ValueError(
+                    f"the first losses are {values}; they must be positive, since GradNorm "
+                    "measures progress relative to them"
+                )
+            self._first = values
+            self._weights = [1.0] * len(values)
+        if len(values) != len(self._first):
+            raise ValueError(
+                f"{len(values)} losses were given; the weights are those of {len(self._first)} "
+                "objectives"
+            )
+        self._update(values, lengths)
+        return torch.tensor(self._weights, dtype=losses.dtype, device=losses.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the first losses and the weights as lists, empty before the first call."""
+        return {"first": list(self._first), "weights": list(self._weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._first = [float(loss) for loss in state["first"]]
+        self._weights = [float(weight) for weight in state["weights"]]
+
+    def _update(self, losses: list[float], norms: list[float]) -> None:
+        t = len(losses)
+        left = [loss / first for loss, first in zip(losses, self._first, strict=True)]
+        slowness = [share * t / sum(left) if any(left) else 1.0 for share in left]
+        weighted = [weight * norm for weight, norm in zip(self._weights, norms, strict=True)]
+        mean = sum(weighted) / t
+        if not mean:
+            return
+        raised = []
+        for weight, length, slow in zip(self._weights, weighted, slowness, strict=True):
+            relative = length / mean
+            excess = relative - slow**self._alpha
+            towards = math.copysign(1.0, excess) if excess else 0.0
+            raised.append(weight * math.exp(-self._rate * relative * towards))
+        self._weights = [t * weight / sum(raised) for weight in raised]
+
+
+class EqualWeights:
+    """Give every objective the weight 1."""
+
+    def __call__(
+        self, losses: Float[Tensor, " t"], norms: Float[Tensor, " t"]
+    ) -> Float[Tensor, " t"]:
+        """Return ones; neither values matter."""
+        del norms
+        return torch.ones_like(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: there is no state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` returned.
+
+        Raises:
+            ValueError: A state of something else.
+        """
+        if state:
+            raise ValueError(f"equal weights have no state; this one has {', '.join(state)}")
+
+
+def _checked(name: str, tensor: Tensor) -> list[float]:
+    values: list[float] = tensor.tolist()
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ValueError(f"{name} are {values}; GradNorm needs finite values that are not negative")
+    return values

@@ -1,0 +1,154 @@
+"""The surgery of the Rust trainer that spherescan can reproduce, under its own names.
+
+Its methods change one gradient only, that of the local objective, and differ from the published
+ones of a similar name.
+
+Letters: t objectives (always two: local, then backprop), p parameters.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherescan.surgery.gram import gram_matrix
+
+
+def pcgrad(
+    grad_ff: Float[Tensor, " n"], grad_bp: Float[Tensor, " m"], epsilon: float
+) -> Float[Tensor, " n"]:
+    """Take from the local gradient what conflicts with that of backprop.
+
+        f                                             if <f, b> >= 0
+        f - <f, b> / (|b|^2 + max(epsilon, 0)) b      otherwise
+
+    Raises:
+        ValueError: Unequal lengths.
+    """
+    return cagradstep(grad_ff, grad_bp, 1.0, epsilon)
+
+
+def gradnorm_ff_scale(
+    grad_ff: Float[Tensor, " n"], grad_bp: Float[Tensor, " m"], alpha: float, epsilon: float
+) -> float:
+    """Find a factor for the local gradient that grows with its disagreement.
+
+        exp(alpha |f / (|f| + epsilon) - b / (|b| + epsilon)|)
+
+    Raises:
+        ValueError: Unequal lengths.
+
+    Notes:
+        With epsilon 0 a zero gradient stays zero; the formula would divide it by zero.
+    """
+    ff, fb, bb = _products(grad_ff, grad_bp)
+    to_unit = [1 / length if length else 0.0 for length in (ff**0.5 + epsilon, bb**0.5 + epsilon)]
+    square = to_unit[0] ** 2 * ff + to_unit[1] ** 2 * bb - 2 * to_unit[0] * to_unit[1] * fb
+    return math.exp(alpha * math.sqrt(max(square, 0.0)))  # below 0 it is rounding
+
+
+def cagradstep(
+    grad_ff: Float[Tensor, " n"], grad_bp: Float[Tensor, " m"], lam: float, epsilon: float
+) -> Float[Tensor, " n"]:
+    """Add gradient of backprop to a local one that conflicts with it.
+
+        f                                                          if <f, b> >= 0
+        f - max(lam, 0) <f, b> / (|b|^2 + max(epsilon, 0)) b       otherwise
+
+    Raises:
+        ValueError: Unequal lengths.
+    """
+    _, fb, bb = _products(grad_ff, grad_bp)
+    if fb >= 0:
+        return grad_ff
+    return grad_ff - max(lam, 0.0) * fb / (bb + max(epsilon, 0.0)) * grad_bp
+
+
+def rust_pcgrad(
+    jacobian: Float[Tensor, "t p"], *, epsilon: float = 1e-8, local_scale: float = 1.0
+) -> Float[Tensor, " p"]:
+    """Add the local gradient, after `pcgrad`, to that of backprop.
+
+        local_scale pcgrad(f, b) + b
+
+    Args:
+        jacobian: The local gradient and that of backprop, in this order.
+        epsilon: Added to a squared length, so it is absolute: gradients shorter than its root
+            are changed less.
+        local_scale: Factor of the local gradient after surgery.
+
+    Raises:
+        ValueError: Not two gradients.
+    """
+    local, backprop = _two(jacobian)
+    return local_scale * pcgrad(local, backprop, epsilon) + backprop
+
+
+def rust_gradnorm(
+    jacobian: Float[Tensor, "t p"],
+    *,
+    alpha: float = 0.2,
+    epsilon: float = 1e-8,
+    local_scale: float = 1.0,
+) -> Float[Tensor, " p"]:
+    """Add the local gradient, times `gradnorm_ff_scale`, to that of backprop.
+
+        local_scale exp(alpha |f / (|f| + epsilon) - b / (|b| + epsilon)|) f + b
+
+    Args:
+        jacobian: The local gradient and that of backprop, in this order.
+        alpha: How much disagreement strengthens the local gradient.
+        epsilon: Added to a length, so it is absolute.
+        local_scale: Factor of the local gradient after surgery.
+
+    Raises:
+        ValueError: Not two gradients.
+    """
+    local, backprop = _two(jacobian)
+    factor = local_scale * gradnorm_ff_scale(local, backprop, alpha, epsilon)
+    return factor * local + backprop
+
+
+def rust_cagradstep(
+    jacobian: Float[Tensor, "t p"],
+    *,
+    lam: float = 1.0,
+    epsilon: float = 1e-8,
+    local_scale: float = 1.0,
+) -> Float[Tensor, " p"]:
+    """Add the local gradient, after `cagradstep`, to that of backprop.
+
+        local_scale cagradstep(f, b) + b
+
+    Args:
+        jacobian: The local gradient and that of backprop, in this order.
+        lam: How much of the conflict to remove; 1 is `rust_pcgrad`, more turns it around.
+        epsilon: Added to a squared length, so it is absolute.
+        local_scale: Factor of the local gradient after surgery.
+
+    Raises:
+        ValueError: Not two gradients.
+    """
+    local, backprop = _two(jacobian)
+    return local_scale * cagradstep(local, backprop, lam, epsilon) + backprop
+
+
+def _two(jacobian: Tensor) -> tuple[Tensor, Tensor]:
+    if jacobian.shape[0] != 2:
+        raise ValueError(
+            f"{jacobian.shape[0]} gradients were given; this method takes two, the local one and "
+            "that of backprop"
+        )
+    return jacobian[0], jacobian[1]
+
+
+def _products(grad_ff: Tensor, grad_bp: Tensor) -> tuple[float, float, float]:
+    """Return |f|^2, <f, b> and |b|^2."""
+    if grad_ff.shape != grad_bp.shape:
+        raise ValueError(
+            f"the local gradient has {len(grad_ff)} elements and that of backprop "
+            f"{len(grad_bp)}; both must belong to the same parameters"
+        )
+    (ff, fb), (_, bb) = gram_matrix(torch.stack([grad_ff, grad_bp])).tolist()
+    return ff, fb, bb
