@@ -1,4 +1,4 @@
-"""MNIST-1D: ten templates of 12 points, each sample with a place, a width, a height, a slope, noise.
+"""MNIST-1D: one of ten short strokes at any place, width, height and slope, in noise.
 
     python experiments/mnist1d.py FOLDER
 
@@ -104,8 +104,7 @@ def load(seed: int = 0, *, varied_noise: bool = True) -> Signals:
         levels[order].astype(np.float32),
         shear.astype(np.float32),
     ]
-    train, test = ([column[part] for column in columns] for part in _PARTS)
-    return Signals(*train, *test)
+    return Signals(*(c[:_N_TRAIN] for c in columns), *(c[_N_TRAIN:] for c in columns))
 
 
 def write_ts(path: Path, x: NDArray[np.float32], y: NDArray[np.int64]) -> None:
@@ -125,9 +124,6 @@ def write_ts(path: Path, x: NDArray[np.float32], y: NDArray[np.int64]) -> None:
         for series, label in zip(x, y, strict=True)
     ]
     path.write_text("\n".join([*header, *rows, ""]), encoding="ascii")
-
-
-_PARTS = (slice(_N_TRAIN), slice(_N_TRAIN, None))
 
 
 def _templates() -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from mpmath import lu_solve, matrix, mp, mpf, sqrt
+from mpmath import matrix, mp, mpf, sqrt
 from torch import Tensor
 
 mp.dps = 60
@@ -39,7 +39,7 @@ def mgda_reference(jacobian: Tensor) -> Tensor:
             system[a, n] = system[n, a] = 1
             for b in range(n):
                 system[a, b] = gram[inside[a], inside[b]]
-        return [lu_solve(system, matrix([0] * n + [1]))[:n]]
+        return [solution[:n] for solution in _solve(system, [matrix([0] * n + [1])])]
 
     weights = _least(gram, candidates, lambda w: _form(w, gram, w), range(gram.rows))
     return _combine(weights, jacobian)
@@ -55,8 +55,10 @@ def cagrad_reference(jacobian: Tensor, *, c: float) -> Tensor:
     def candidates(inside: list[int]) -> list[matrix]:
         # G y = tau 1 - mean on the subset, with y^T G y = radius^2
         part = matrix([[gram[a, b] for b in inside] for a in inside])
-        p = lu_solve(part, matrix([1] * len(inside)))
-        q = lu_solve(part, matrix([mean[a] for a in inside]))
+        found = _solve(part, [matrix([1] * len(inside)), matrix([mean[a] for a in inside])])
+        if not found:
+            return []
+        p, q = found
         a, b = sum(p), sum(q)
         root = b * b - a * (_form(q, part, q) - radius**2)
         if root < 0 or a <= 0:
@@ -84,11 +86,7 @@ def _least(
     best, lowest = None, mp.inf
     for size in range(1, len(indices) + 1):
         for inside in itertools.combinations(indices, size):
-            try:
-                found = candidates(list(inside)) if size > 1 else [matrix([1])]
-            except ZeroDivisionError:  # dependent: a smaller subset has the same combinations
-                continue
-            for part in found:
+            for part in candidates(list(inside)) if size > 1 else [matrix([1])]:
                 if min(part) < 0:
                     continue
                 weights = matrix(gram.rows, 1)
@@ -100,8 +98,24 @@ def _least(
     return best
 
 
+def _solve(system: matrix, sides: list[matrix]) -> list[matrix]:
+    """Eliminate with pivots; nothing if singular: a smaller subset has the same combinations."""
+    n = system.rows
+    rows = [[*(system[i, j] for j in range(n)), *(side[i] for side in sides)] for i in range(n)]
+    for k in range(n):
+        pivot = max(range(k, n), key=lambda i: abs(rows[i][k]))
+        if abs(rows[pivot][k]) <= mpf(10) ** -50 * max(abs(value) for value in rows[pivot]):
+            return []
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        rows[k] = [value / rows[k][k] for value in rows[k]]
+        for i in range(n):
+            if i != k and rows[i][k]:
+                rows[i] = [a - rows[i][k] * b for a, b in zip(rows[i], rows[k], strict=True)]
+    return [matrix([rows[i][n + side] for i in range(n)]) for side in range(len(sides))]
+
+
 def _form(left: matrix, gram: matrix, right: matrix) -> mpf:
-    n = gram.rows
+    n = len(left)
     return max(sum(left[i] * gram[i, j] * right[j] for i in range(n) for j in range(n)), mpf(0))
 
 

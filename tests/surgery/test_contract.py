@@ -83,22 +83,28 @@ def test_no_parameters_give_an_empty_direction(name):
     assert build(name)(torch.zeros(2, 0)).shape == (0,)
 
 
-@pytest.mark.parametrize("scale", [3.0, 1e-12, 1e12])
-def test_positive_homogeneity(name, scale):
+@pytest.mark.parametrize("power", [-60, -3, 60])
+def test_positive_homogeneity(name, power):
+    """Bit for bit where scaling rounds nothing."""
     for jacobian in jacobians(name):
-        jacobian = jacobian / jacobian.abs().max()
-        size = terms(name, jacobian)
+        scale = 2.0**power
+        assert torch.equal(build(name)(scale * jacobian), scale * build(name)(jacobian))
+
+
+@pytest.mark.parametrize("scale", [3.0, 1e-12, 1e12])
+def test_positive_homogeneity_up_to_rounding(name, scale):
+    for jacobian in jacobians(name):
+        if name == "aligned_mtl" and jacobian.norm(dim=1).log10().diff().abs().max() > 3:
+            continue  # the smallest singular value has then lost its digits, see its Notes
         difference = build(name)(scale * jacobian) / scale - build(name)(jacobian)
-        assert difference.norm() <= 1e-7 * size  # dependent rows: see test_torchjd.py
+        assert difference.norm() <= 1e-7 * terms(name, jacobian)
 
 
 def test_a_common_rotation_turns_the_direction(name, generator):
     for index in range(40):
         t = 2 if name.startswith("rust_") else 2 + index % 5
         jacobian = torch.randn(t, 8, generator=generator, dtype=torch.float64)
-        rotation, _ = torch.linalg.qr(
-            torch.randn(8, 8, generator=generator, dtype=torch.float64)
-        )
+        rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))
         turned = build(name)(jacobian @ rotation)
         expected = build(name)(jacobian) @ rotation
         assert (turned - expected).norm() <= 1e-9 * terms(name, jacobian)

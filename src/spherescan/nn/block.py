@@ -67,13 +67,44 @@ class Block(nn.Module):
             The residual stream with the update added, and the update of this block.
         """
         normed, x = self.norm(x, update)
-        mixed: Tensor = self.mixer(normed, reset=reset)[0]
+        mixed = self._mix(normed, reset)
         if self.mixer_backward is None:
             return x, mixed
-        index = reversal(x.shape[1], mask, batch=x.shape[0], device=x.device)
+        return x, mixed + self._mix_backward(normed, mask, reset)
+
+    def one_way(
+        self,
+        x: Float[Tensor, "b l m"],
+        *,
+        backward: bool,
+        mask: Bool[Tensor, "b l"] | None = None,
+        reset: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l m"]:
+        """Return what one direction adds to the residual stream.
+
+        Both directions together are the update of `forward`; apart, one can be computed again
+        for its backward pass while nothing of the other is held.
+
+        Args:
+            x: Residual stream.
+            backward: Whether the sequence is read from its end; for a bidirectional block.
+            mask: True on real positions, which come first; all of them when missing.
+            reset: True where a new document starts.
+        """
+        normed = self.norm(x)[0]
+        return self._mix_backward(normed, mask, reset) if backward else self._mix(normed, reset)
+
+    def _mix(self, normed: Tensor, reset: Tensor | None) -> Tensor:
+        mixed: Tensor = self.mixer(normed, reset=reset)[0]
+        return mixed
+
+    def _mix_backward(self, normed: Tensor, mask: Tensor | None, reset: Tensor | None) -> Tensor:
+        assert self.mixer_backward is not None
+        batch, length = normed.shape[:2]
+        index = reversal(length, mask, batch=batch, device=normed.device)
         backward_reset = None if reset is None else reversed_resets(reset, index)
-        mixed_backward = self.mixer_backward(_take(normed, index), reset=backward_reset)[0]
-        return x, mixed + _take(mixed_backward, index)
+        mixed = self.mixer_backward(_take(normed, index), reset=backward_reset)[0]
+        return _take(mixed, index)
 
 
 def reversal(

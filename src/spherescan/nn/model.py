@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
-from torch.utils.checkpoint import checkpoint
 
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.embedding import SeriesEmbedding
@@ -22,6 +21,7 @@ from spherescan.nn.mamba import Mamba
 from spherescan.nn.norm import ResidualNorm
 from spherescan.nn.pooling import Pooling
 from spherescan.nn.prototypes import PrototypeHead
+from spherescan.nn.recompute import recomputed
 from spherescan.nn.rust_trainer import ResidualLayerNorm, draw_all_normal
 
 FORMS = ("standard", "rust_trainer")
@@ -174,13 +174,21 @@ class SequenceModel(nn.Module):
             if self.recompute and torch.is_grad_enabled():
                 # One tensor is kept for each block, not two.
                 x = x if update is None else x + update
-                update = checkpoint(
-                    _update_of, block, x, mask, reset, use_reentrant=False, preserve_rng_state=False
-                )
+                update = _recomputed_update(block, x, mask, reset)
             else:
                 x, update = block(x, update, mask=mask, reset=reset)
         assert update is not None
         return x, update
+
+    def read_out_local(
+        self, block: int, x: Float[Tensor, "b l m"], *, mask: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b *l o"]:
+        """Return what the head of a block makes of the stream after it."""
+        head = self.local_heads[str(block)]
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(functools.partial(head, mask=mask), x, head.parameters())
+        z: Tensor = head(x, mask)
+        return z
 
     def read_out(
         self,
@@ -238,7 +246,7 @@ class SequenceModel(nn.Module):
         for index in range(len(self.layers)):
             x, update = self.through([index], x, update, mask=mask, reset=reset)
             if str(index) in self.local_heads:
-                points.append(self.local_heads[str(index)](x + update, mask))
+                points.append(self.read_out_local(index, x + update, mask=mask))
         points.append(self.read_out(x, update, mask=mask))
         return torch.stack([functional.normalize(z, dim=-1) for z in points]).mean(0)
 
@@ -254,9 +262,22 @@ class SequenceModel(nn.Module):
         return cosines
 
 
-def _update_of(block: nn.Module, x: Tensor, mask: Tensor | None, reset: Tensor | None) -> Tensor:
-    update: Tensor = block(x, mask=mask, reset=reset)[1]
-    return update
+def _recomputed_update(
+    block: nn.Module, x: Tensor, mask: Tensor | None, reset: Tensor | None
+) -> Tensor:
+    """Return the update of a block, of which nothing but x is kept for the backward pass."""
+    assert isinstance(block, Block)
+    ways = ((block.mixer, False), (block.mixer_backward, True))
+    updates = [
+        recomputed(
+            functools.partial(block.one_way, backward=backward, mask=mask, reset=reset),
+            x,
+            [*block.norm.parameters(), *mixer.parameters()],
+        )
+        for mixer, backward in ways
+        if mixer is not None
+    ]
+    return updates[0] if len(updates) == 1 else updates[0] + updates[1]
 
 
 def _token_embedding(vocab_size: int, d_model: int, generator: Generator | None) -> nn.Embedding:

@@ -75,7 +75,7 @@ class HeadLoss:
     def loss(self, passage: Passage) -> Tensor:
         """Return the loss of the head of a block."""
         model, batch = passage.model, passage.batch
-        z = model.local_heads[str(passage.blocks[-1])](passage.x_out, batch.mask)
+        z = model.read_out_local(passage.blocks[-1], passage.x_out, mask=batch.mask)
         if self.kind == "prototype":
             return self.objective.score(z, model.head, batch.targets).loss
         return local_cross_entropy(*self.objective.scored(z.float(), batch.targets))

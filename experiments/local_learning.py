@@ -1,0 +1,353 @@
+"""Local learning, backpropagation and their mixtures at equal time, and the memory of each.
+
+    python experiments/local_learning.py [--seeds 5] [--sets ...] [--depths 4 8] [--modes ...]
+
+Every mode gets the same processor seconds on one thread: a step of each is timed first, in turns
+with one of backpropagation, and the run gets as many steps as fit. So a run is a number of steps
+with a schedule of that length, and its result does not depend on how busy the machine is. The
+model of the last step is tested; nothing is selected by it. Learning rates were chosen on the
+training split with --choose. Results are appended to --out as JSON lines; --table prints what is
+there.
+
+The memory is the peak of everything allocated during one step beyond what was there before, as
+torch's profiler sees it, after a first step has made the optimiser's state.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import mnist1d
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from spherescan.config import RunConfig, load_config
+from spherescan.runs import read_metrics
+from spherescan.train import Trainer, hybrid_step, start
+
+SETTINGS = Path(__file__).parent.parent / "examples" / "japanese_vowels.toml"
+AGGREGATORS = (
+    "sum", "mean", "pcgrad", "cagrad", "mgda", "imtl_g", "upgrad", "aligned_mtl", "nash_mtl", "gradvac",
+)  # fmt: skip
+HEADS = {"local.loss": "prototype"}
+RECOMPUTE = {"run.recompute": "true"}
+CRATE = {
+    "local.loss": "rust_trainer",
+    "local.mode": "surgery",
+    "local.lr": "1e-4",
+    "surgery.aggregator": "rust_pcgrad",
+}
+MODES: dict[str, dict[str, str]] = {
+    "backprop": {},
+    "backprop, recompute": RECOMPUTE,
+    "deep": HEADS,
+    "deep, recompute": HEADS | RECOMPUTE,
+    "deep, groups of 2, recompute": HEADS | RECOMPUTE | {"local.group": "2"},
+    "deep every 4th step, recompute": HEADS | RECOMPUTE | {"surgery.backprop_every": "4"},
+    "detached": HEADS | {"local.mode": "detached"},
+    "groups of 2": HEADS | {"local.mode": "grouped", "local.group": "2"},
+    "groups of 4": HEADS | {"local.mode": "grouped", "local.group": "4"},
+    "detached, cross-entropy": {"local.loss": "cross_entropy", "local.mode": "detached"},
+    "goodness, wrong label": {"local.loss": "goodness", "local.mode": "detached"},
+    "goodness, shuffled segments": {
+        "local.loss": "goodness",
+        "local.mode": "detached",
+        "local.negatives": "shuffled_segments",
+    },
+    "goodness, time shift": {
+        "local.loss": "goodness",
+        "local.mode": "detached",
+        "local.negatives": "time_shift",
+    },
+    "symmetric goodness, wrong label": {
+        "local.loss": "symmetric_goodness",
+        "local.mode": "detached",
+    },
+    **{
+        f"surgery, {name}": HEADS | {"local.mode": "surgery", "surgery.aggregator": name}
+        for name in AGGREGATORS
+    },
+    "surgery, gradnorm and sum": HEADS
+    | {"local.mode": "surgery", "surgery.aggregator": "sum", "surgery.weighting": "gradnorm"},
+    "crate, FF alone": {"local.loss": "rust_trainer", "local.mode": "detached", "local.lr": "1e-4"},
+    "crate, FF and BP every 32nd, pcgrad": CRATE
+    | {"surgery.backprop_every": "32", "local.update": "sgd"},
+    "crate, FF and BP, pcgrad": CRATE,
+    "crate, FF and BP, gradnorm": CRATE | {"surgery.aggregator": "rust_gradnorm"},
+    "crate, FF and BP, cagradstep": CRATE | {"surgery.aggregator": "rust_cagradstep"},
+}
+# Seconds by depth, peak learning rate and settings of each set. In these seconds backpropagation
+# reaches its plateau: half of them give the same accuracy, see RESULTS.md.
+SETS: dict[str, dict[str, object]] = {
+    "JapaneseVowels": {"seconds": {4: 6.0, 8: 12.0}, "settings": {"optim.lr": "2e-3"}},
+    "MNIST-1D": {
+        "seconds": {4: 40.0, 8: 70.0},
+        "settings": {"optim.lr": "8e-3", "data.batch_size": "32", "data.jitter": "0.1"},
+    },
+}
+
+
+def files_of(name: str, folder: Path) -> tuple[str, str]:
+    """Return training and test data of a set, made in a folder when it does not ship."""
+    if name == "JapaneseVowels":
+        return "sample:JapaneseVowels_TRAIN.ts", "sample:JapaneseVowels_TEST.ts"
+    train, test = folder / "MNIST1D_TRAIN.ts", folder / "MNIST1D_TEST.ts"
+    if not train.exists():
+        data = mnist1d.load(varied_noise=False)
+        mnist1d.write_ts(train, data.x_train, data.y_train)
+        mnist1d.write_ts(test, data.x_test, data.y_test)
+    return str(train), str(test)
+
+
+def trainer_for(
+    name: str, mode: str, *, depth: int, seed: int, steps: int, folder: Path, **more: str
+) -> Trainer:
+    """Begin a run that validates on the test split, at its end only."""
+    train, test = files_of(name, folder)
+    settings = SETS[name]["settings"]
+    assert isinstance(settings, dict)
+    config: RunConfig = load_config(
+        SETTINGS,
+        {
+            "data.train": train,
+            "data.validation": test,
+            "model.n_layers": str(depth),
+            "optim.warmup_steps": str(max(1, steps // 20)),
+            "optim.min_lr_scale": "0.02",
+            "run.steps": str(steps),
+            "run.seed": str(seed),
+            "run.dir": tempfile.mkdtemp(dir=folder) + "/run",
+            "validation.every": str(steps),
+            "checkpoint.every": str(steps),
+            **settings,
+            **MODES[mode],
+            **{key.replace("__", "."): value for key, value in more.items()},
+        },
+    )
+    return start(config)
+
+
+def step_of(trainer: Trainer, number: int) -> None:
+    """Take one step outside the run, at a small learning rate."""
+    hybrid_step(
+        trainer.model,
+        next(trainer.problem.stream),
+        trainer.problem.objective,
+        trainer.optimizer,
+        trainer.rule,
+        trainer.mergers,
+        step=number,
+        lr=1e-5,
+        local_lr=1e-5,
+        grad_clip=1.0,
+    )
+
+
+def cost(name: str, mode: str, *, depth: int, folder: Path) -> tuple[float, float]:
+    """Return processor seconds and peak megabytes of a step of a mode.
+
+    Seconds are the mean over whole cycles of local and joint steps, the smaller of three; the peak
+    is that of a joint step where there is one.
+    """
+    trainer = trainer_for(name, mode, depth=depth, seed=0, steps=100, folder=folder)
+    cycle = trainer.rule.backprop_every
+    steps = cycle * max(1, 12 // cycle)
+    trainer.model.train()
+    for number in range(cycle):
+        step_of(trainer, number)
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        for number in range(steps):
+            step_of(trainer, number)
+        seconds.append((time.process_time() - began) / steps)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step_of(trainer, cycle - 1)
+    trainer.close()
+    events = [
+        event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return min(seconds), peak / 1e6
+
+
+def run(
+    name: str, mode: str, *, depth: int, seed: int, steps: int, folder: Path
+) -> dict[str, object]:
+    """Train once, and test every way of predicting that the model has."""
+    trainer = trainer_for(name, mode, depth=depth, seed=seed, steps=steps, folder=folder)
+    began = time.process_time()
+    trainer.fit()
+    seconds = time.process_time() - began
+    result: dict[str, object] = {"seconds": seconds}
+    result["last"] = trainer.evaluate(trainer.problem.validation()).score
+    if trainer.model.local_heads and MODES[mode].get("local.loss") == "prototype":
+        trainer.model.averaged = True
+        result["mean"] = trainer.evaluate(trainer.problem.validation()).score
+    trainer.close()
+    if "surgery" in mode:
+        result["meetings"] = meetings(trainer)
+    return result
+
+
+def meetings(trainer: Trainer) -> list[list[float]]:
+    """Return mean cosine and rate of conflict in the first 15 %, until 50 %, and after."""
+    records = read_metrics(trainer.store.metrics_path)
+    steps = [record["groups"] for record in records if record["kind"] == "train"]
+    bounds = (0, 0.15, 0.5, 1)
+    found = []
+    for low, high in itertools.pairwise(round(bound * len(steps)) for bound in bounds):
+        part = steps[low:high]
+        cosines = [g["cosine"] for groups in part for g in groups if g["cosine"] is not None]
+        rate = sum(cosine < 0 for cosine in cosines) / len(cosines)
+        found.append([statistics.mean(cosines), rate])
+    return found
+
+
+def choose(name: str, *, folder: Path) -> None:
+    """Print the accuracy of learning rates on a held-out fifth of the training split."""
+    train = files_of(name, folder)[0]
+    settings = SETS[name]["settings"]
+    assert isinstance(settings, dict)
+    for mode in ("backprop", "detached"):
+        for rate in ("1e-3", "2e-3", "4e-3", "8e-3"):
+            scores = []
+            for seed in range(3):
+                config = load_config(
+                    SETTINGS,
+                    {
+                        "data.train": train,
+                        "data.validation_fraction": "0.2",
+                        "model.n_layers": "4",
+                        "run.steps": "300",
+                        "run.seed": str(seed),
+                        "run.dir": tempfile.mkdtemp(dir=folder) + "/run",
+                        "validation.every": "300",
+                        "checkpoint.every": "300",
+                        **settings,
+                        **MODES[mode],
+                        "optim.lr": rate,
+                    },
+                )
+                trainer = start(config)
+                trainer.fit()
+                result = trainer.evaluate(trainer.problem.validation())
+                scores.append((result.score, result.loss))
+                trainer.close()
+            accuracy, loss = (statistics.mean(column) for column in zip(*scores, strict=True))
+            print(
+                f"{name}, {mode}, lr {rate}: accuracy {accuracy:.4f}, loss {loss:.4f}", flush=True
+            )
+
+
+def table(records: Iterable[dict[str, object]]) -> None:
+    """Print mean and standard deviation over seeds, and the difference from backpropagation."""
+    by_case: dict[tuple[str, int, str], dict[int, dict[str, float]]] = {}
+    for record in records:
+        case = (str(record["set"]), int(str(record["depth"])), str(record["mode"]))
+        by_case.setdefault(case, {})[int(str(record["seed"]))] = record  # type: ignore[assignment]
+    for name, depth in sorted({case[:2] for case in by_case}):
+        base = by_case.get((name, depth, "backprop"), {})
+        print(f"\n{name}, {depth} blocks\n")
+        print(
+            "| mode | n | ms a step | steps | peak MB | of backprop | last head | mean of heads | last - backprop, paired |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for mode in MODES:
+            runs = by_case.get((name, depth, mode), {})
+            if not runs:
+                continue
+            some = next(iter(runs.values()))
+            share = some["megabytes"] / next(iter(base.values()))["megabytes"] if base else 1.0
+            last = spread([100 * run["last"] for run in runs.values()])
+            mean = spread([100 * run["mean"] for run in runs.values() if "mean" in run])
+            both = [100 * (runs[s]["last"] - base[s]["last"]) for s in runs.keys() & base.keys()]
+            print(
+                f"| {mode} | {len(runs)} | {1e3 * some['step_seconds']:.0f} | {some['steps']:.0f} "
+                f"| {some['megabytes']:.1f} | {share:.0%} | {last} | {mean} "
+                f"| {spread(both) if mode != 'backprop' else ''} |"
+            )
+        for mode in MODES:
+            found = [
+                run["meetings"]
+                for run in by_case.get((name, depth, mode), {}).values()
+                if "meetings" in run
+            ]
+            if mode == "surgery, sum" and found:
+                parts = [
+                    [statistics.mean(run[i][j] for run in found) for j in range(2)]
+                    for i in range(3)
+                ]
+                text = ", ".join(f"{cosine:.2f} / {rate:.0%}" for cosine, rate in parts)
+                print(f"\ncosine / conflicts over 0-15 %, 15-50 %, 50-100 % of the run: {text}")
+
+
+def spread(values: list[float]) -> str:
+    """Write mean and standard deviation."""
+    if not values:
+        return ""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} +- {deviation:.2f}"
+
+
+def main() -> None:
+    """Run what is missing in --out, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="*", default=list(SETS))
+    parser.add_argument("--depths", nargs="*", type=int, default=[4, 8])
+    parser.add_argument("--modes", nargs="*", default=list(MODES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the seconds of each run")
+    parser.add_argument("--out", type=Path, default=Path("local_learning.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print what is there and stop")
+    parser.add_argument("--choose", action="store_true", help="compare learning rates and stop")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="local-learning-"))
+    if options.choose:
+        for name in options.sets:
+            choose(name, folder=folder)
+        return
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    records = [json.loads(line) for line in lines]
+    done = {(r["set"], r["depth"], r["mode"], r["seed"]) for r in records}
+    costs: dict[tuple[str, int, str], tuple[float, float]] = {
+        (r["set"], r["depth"], r["mode"]): (r["step_seconds"], r["megabytes"]) for r in records
+    }
+    cases = itertools.product(range(options.seeds), options.sets, options.depths, options.modes)
+    for seed, name, depth, mode in () if options.table else cases:
+        if (name, depth, mode, seed) in done or (mode == "groups of 4" and depth == 4):
+            continue
+        case = (name, depth, mode)
+        if case not in costs:
+            costs[case] = cost(name, mode, depth=depth, folder=folder)
+        step_seconds, megabytes = costs[case]
+        budget = SETS[name]["seconds"]
+        assert isinstance(budget, dict)
+        steps = max(1, round(options.scale * budget[depth] / step_seconds))
+        result = run(name, mode, depth=depth, seed=seed, steps=steps, folder=folder)
+        record = {
+            "set": name, "depth": depth, "mode": mode, "seed": seed, "steps": steps,
+            "step_seconds": step_seconds, "megabytes": megabytes, **result,
+        }  # fmt: skip
+        records.append(record)
+        with options.out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(
+            f"{name} {depth} {mode} seed {seed}: {steps} steps, last {result['last']:.4f}",
+            flush=True,
+        )
+    print(f"torch {torch.__version__}, 1 thread")
+    table(records)
+
+
+if __name__ == "__main__":
+    main()
