@@ -33,6 +33,7 @@ from torch import Generator, Tensor, nn
 from spherescan.data.order import derived_seed, sample_order
 from spherescan.losses import from_cosine, prototype_softmax_loss, sphere_regression_loss, to_cosine
 from spherescan.nn import Block, Mamba, Pooling, PrototypeHead, SeriesEmbedding
+from spherescan.nn.init import linear
 from spherescan.nn.norm import ResidualNorm
 from spherescan.surgery import AGGREGATORS, GradNorm, make_aggregator
 from spherescan.train import learning_rate
@@ -59,18 +60,18 @@ class Settings:
         lr: Peak learning rate.
         d_model: Width of the trunk.
         n_layers: Blocks of the trunk.
-        expand: Inner channels per channel.
+        pooling: Of the trunk's positions.
         steps: Updates.
         batch_size: Samples per update.
     """
 
     units: str = "equal"
-    lr: float = 1e-2
-    d_model: int = 32
+    lr: float = 1.5e-2
+    d_model: int = 16
     n_layers: int = 2
-    expand: int = 1
+    pooling: tuple[str, ...] = ("mean",)
     steps: int = 1000
-    batch_size: int = 64
+    batch_size: int = 32
 
 
 class Samples(NamedTuple):
@@ -104,7 +105,7 @@ class Model(nn.Module):
         d_model = settings.d_model
 
         def mixer(width: int, *, generator: Generator | None) -> Mamba:
-            return Mamba(width, expand=settings.expand, generator=generator)
+            return Mamba(width, expand=1, d_state=8, generator=generator)
 
         self.trunk = nn.ModuleDict(
             {
@@ -114,16 +115,16 @@ class Model(nn.Module):
                     for _ in range(settings.n_layers)
                 ),
                 "norm": ResidualNorm(d_model),
-                "pool": Pooling(d_model, ("mean",), generator=generator),
+                "pool": Pooling(d_model, settings.pooling, n_heads=2, generator=generator),
             }
         )
+        width = self.trunk["pool"].dim
         self.prototypes = PrototypeHead(mnist1d.N_CLASSES, mnist1d.N_CLASSES - 1)
         self.register_buffer("pole", torch.tensor([1.0, 0.0]))
         sizes = {"digit": mnist1d.N_CLASSES - 1, "position": 2, "noise": 2}
-        self.heads = nn.ModuleDict({name: nn.Linear(d_model, sizes[name]) for name in TASKS})
-        for head in self.heads.values():
-            nn.init.normal_(head.weight, std=d_model**-0.5, generator=generator)
-            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict(
+            {name: linear(width, sizes[name], bias=True, generator=generator) for name in TASKS}
+        )
         self.factors = {"digit": 1.0} | {
             name: ((upper - lower) / 2) ** 2 if settings.units == "own" else 1.0
             for name, (lower, upper) in RANGES.items()

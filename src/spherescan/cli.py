@@ -27,6 +27,7 @@ from spherescan.config import (
     load_config,
     nearest,
     parse_config,
+    rust_trainer,
     settings,
     to_toml,
 )
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser(arguments).parse_args(arguments)
         verb: Callable[[argparse.Namespace], int] = options.verb
         return verb(options)
     except KeyboardInterrupt:
@@ -108,7 +109,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser; it knows the flags of a preset when the arguments name one."""
     parser = _Parser(
         prog="spherescan",
         description="Train selective state-space models whose classes are points on a hypersphere.",
@@ -130,7 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--print-config", action="store_true", help="print the configuration and stop"
     )
+    train.add_argument(
+        "--preset",
+        choices=[rust_trainer.NAME],
+        help="reproduce another program, with its flags and configuration files; "
+        "--preset NAME --help lists them",
+    )
     _add_output(train)
+    if any(argument.startswith("--preset") for argument in arguments):
+        _add_preset(train)
     _add_settings(train, [name for name, _ in settings()])
 
     resume = add("resume", _resume, "Go on with a run from its newest checkpoint.")
@@ -213,6 +223,22 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(f"[{rust_trainer.NAME}]", "The flags of that program.")
+    for name, flag in rust_trainer.FLAGS.items():
+        truth = flag.default in {"true", "false"}
+        shown = "" if flag.default is None else f" (default: {flag.default})"
+        group.add_argument(
+            f"--{name}",
+            dest=f"{rust_trainer.NAME}/{name}",
+            default=argparse.SUPPRESS,
+            metavar="true|false" if truth else "VALUE",
+            nargs="?" if truth else None,
+            const="true" if truth else None,
+            help=f"{flag.about}{shown}",
+        )
+
+
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
@@ -260,8 +286,20 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
     return {name: value for name, value in vars(options).items() if "." in name}
 
 
+def _preset_flags(options: argparse.Namespace) -> dict[str, str]:
+    prefix = f"{rust_trainer.NAME}/"
+    values = vars(options).items()
+    return {name.removeprefix(prefix): v for name, v in values if name.startswith(prefix)}
+
+
 def _train(options: argparse.Namespace) -> int:
-    config = load_config(options.config, _overrides(options))
+    if options.preset is None:
+        config = load_config(options.config, _overrides(options))
+    else:
+        flags = _preset_flags(options)
+        config = rust_trainer.rust_trainer_config(options.config, flags, _overrides(options))
+        if flags.get("resume") == "true":
+            return _go_on(config, options)
     if options.print_config:
         print(to_toml(config))
         return 0
@@ -272,6 +310,15 @@ def _train(options: argparse.Namespace) -> int:
     from spherescan.train import start
 
     return _fit(start(config), options)
+
+
+def _go_on(config: RunConfig, options: argparse.Namespace) -> int:
+    """Resume the run in the folder that a configuration names, up to its number of steps."""
+    if config.run.dir is None:
+        raise ConfigError("--resume needs --out-dir, the folder of the run")
+    from spherescan.train import resume
+
+    return _fit(resume(Path(config.run.dir), {"run.steps": config.run.steps}), options)
 
 
 def _resume(options: argparse.Namespace) -> int:

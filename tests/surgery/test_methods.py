@@ -114,19 +114,24 @@ def test_nash_mtl_takes_no_notice_of_one_gradients_length():
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9, 1.5])
 def test_cagrad_of_two_is_the_best_point_of_a_fine_grid_on_its_ball(c):
     """max over |d - g_0| <= c |g_0| of min_i <g_i, d>; the best point lies on the circle."""
-    angles = torch.linspace(0, 2 * math.pi, 200_001, dtype=torch.float64)
-    circle = torch.stack([angles.cos(), angles.sin()])
     for index in range(60):
         generator = torch.Generator().manual_seed(index)
         jacobian = torch.randn(2, 2, generator=generator, dtype=torch.float64)
         jacobian *= torch.tensor([[1.0], [10.0 ** (index % 5 - 2)]])
         mean = jacobian.mean(dim=0)
+        radius = c * mean.norm()
+        centre, width = 0.0, math.pi
+        for _ in range(4):  # refined to 1e-10; the minimum of two sinusoids has one top in the end
+            angles = torch.linspace(centre - width, centre + width, 2001, dtype=torch.float64)
+            ball = mean[:, None] + radius * torch.stack([angles.cos(), angles.sin()])
+            worst = (jacobian @ ball).amin(dim=0)
+            centre, width = float(angles[worst.argmax()]), width / 250
         direction = cagrad(jacobian, c=c)
-        assert (direction - mean).norm() <= c * mean.norm() * (1 + 1e-12)
-        worst = (jacobian @ (mean[:, None] + c * mean.norm() * circle)).amin(dim=0)
-        mine = (jacobian @ direction).min()
-        assert mine >= worst.max() - 1e-12 * worst.abs().max()
-        assert mine <= worst.max() + 1e-8 * worst.abs().max()  # the grid is 3e-5 coarse
+        assert (direction - mean).norm() <= radius * (1 + 1e-12)
+        size = jacobian.norm() * radius
+        assert (jacobian @ direction).min().item() == pytest.approx(
+            worst.max().item(), abs=1e-8 * size.item()
+        )
 
 
 def test_cagrad_of_two_agrees_with_the_solver_for_many(generator):
@@ -157,12 +162,11 @@ def test_cagrad_without_a_way_out_conflicts_with_none():
     jacobian = torch.tensor([[1.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
     assert cagrad(jacobian, c=1.5).abs().max() < 1e-12
     third = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    direction = cagrad(third, c=1.5)
-    assert (third @ direction >= -1e-9).all()
-    torch.testing.assert_close(
-        direction, torch.tensor([0.0, 1 / 3], dtype=torch.float64), atol=1e-9, rtol=0
-    )
-    with pytest.raises(ValueError, match="c is -0.5"):
+    nearest = torch.tensor([0.0, 1 / 3], dtype=torch.float64)
+    torch.testing.assert_close(cagrad(third, c=1.5), nearest, atol=1e-12, rtol=0)
+    third[1] = torch.tensor([-1.0, 0.0])  # now the mean itself conflicts with none
+    torch.testing.assert_close(cagrad(third, c=0.5), nearest, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match=r"c is -0\.5"):
         cagrad_weights(torch.eye(2), c=-0.5)
 
 
@@ -209,7 +213,7 @@ def test_gradvac_goes_on_from_its_state_bit_for_bit(generator):
 
 
 def test_gradvac_refuses_what_it_cannot_mean(generator):
-    with pytest.raises(ValueError, match="beta is 1.5"):
+    with pytest.raises(ValueError, match=r"beta is 1\.5"):
         GradVac(beta=1.5)
     vaccine = GradVac(generator=generator)
     vaccine(torch.ones(3, 2))

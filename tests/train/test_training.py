@@ -118,7 +118,8 @@ def test_one_record_per_step_with_all_fields(tmp_path, series):
     assert set(train[0]) == {
         "run_id", "seq", "kind", "step", "loss", "ff_loss", "accuracy", "lr", "grad_norm",
         "grad_norm_embedding", "grad_norm_prototypes", "grad_norm_top", "clipped", "skipped",
-        "bp_updates", "ff_updates", "skipped_updates", "conflict_layers", "groups", "epoch", "position",
+        "bp_updates", "ff_updates", "skipped_updates", "conflict_layers", "groups", "epoch",
+        "position",
     }  # fmt: skip
     assert train[-1]["bp_updates"] == 12
     validations = [r for r in records if r["kind"] == "val"]

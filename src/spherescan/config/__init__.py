@@ -3,7 +3,15 @@
 Precedence: defaults < file < flags.
 """
 
-from spherescan.config.reading import load_config, nearest, parse_config, settings, to_toml
+from spherescan.config import rust_trainer
+from spherescan.config.reading import (
+    load_config,
+    load_tree,
+    nearest,
+    parse_config,
+    settings,
+    to_toml,
+)
 from spherescan.config.sections import CHANGEABLE, DataConfig, RunConfig
 
 __all__ = [
@@ -11,8 +19,10 @@ __all__ = [
     "DataConfig",
     "RunConfig",
     "load_config",
+    "load_tree",
     "nearest",
     "parse_config",
+    "rust_trainer",
     "settings",
     "to_toml",
 ]

@@ -26,16 +26,28 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
         ConfigError: A file that cannot be read, or a setting that is unknown, of the wrong type,
             out of range or given twice.
     """
-    tree = {} if path is None else _read(path)
+    tree = {} if path is None else load_tree(path)
     where = "" if path is None else f"{path}: "
+    overridden(tree, overrides or {}, where=where)
+    return parse_config(tree, where=where)
+
+
+def overridden(
+    tree: dict[str, Any], overrides: Mapping[str, str], *, where: str = ""
+) -> dict[str, Any]:
+    """Put values, as text by their dotted key, over those of a tree, and return it.
+
+    Raises:
+        ConfigError: Something else than a section stands where one is needed.
+    """
     fields = dict(settings())
-    for key, text in (overrides or {}).items():
+    for key, text in overrides.items():
         section, _, name = key.partition(".")
         part = tree.setdefault(section, {})
         if not isinstance(part, dict):
             raise ConfigError(f"{where}[{section}] must be a section of settings, not {part!r}")
         part[name] = _from_text(text, fields[key]) if key in fields else text
-    return parse_config(tree, where=where)
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any], *, where: str = "") -> RunConfig:
@@ -111,7 +123,12 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_tree(path: Path) -> dict[str, Any]:
+    """Read a file of settings without looking at their names.
+
+    Raises:
+        ConfigError: It cannot be read or holds no settings.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

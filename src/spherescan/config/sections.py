@@ -78,8 +78,10 @@ class DataConfig(Section):
     """Sequences per step."""
     seq_len: Count = 256
     """Tokens per sequence; tokens only."""
-    vocab_size: Count | None = None
-    """Number of token ids; for a file of integers or synthetic tokens, shards carry their own."""
+    vocab_size: Count | Literal["auto"] | None = None
+    """Number of token ids, or "auto" for what the data needs; shards carry their own."""
+    extension: Name | None = None
+    """Ending of the text files of integers in a folder, such as txt; tokens only."""
     shuffle: bool = True
     """Whether each epoch has an order of its own, or that of the data."""
     jitter: PositiveOrZero = 0.0
@@ -306,6 +308,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _across_sections(self) -> "RunConfig":
         tokens = self.data.source != "series"
+        if self.data.source == "synthetic" and self.data.vocab_size == "auto":
+            raise ValueError('data.vocab_size = "auto" needs data; give synthetic tokens a number')
         if self.data.source == "synthetic" and self.data.train is not None:
             raise ValueError('data.train and data.source = "synthetic" exclude each other')
         if tokens and self.model.bidirectional:
@@ -337,6 +341,7 @@ class RunConfig(Section):
             ("data.jitter", series, 'with data.source = "series"'),
             ("data.seq_len", not series, "with tokens"),
             ("data.vocab_size", not series, "with tokens"),
+            ("data.extension", self.data.source == "tokens", 'with data.source = "tokens"'),
             ("validation.batches", not series, "with tokens"),
             ("model.pooling", series, 'with data.source = "series"'),
             ("model.n_pool_heads", attention, 'with "attention" in model.pooling'),
@@ -365,7 +370,7 @@ class RunConfig(Section):
             ("local.group", some and local.mode != "detached", 'unless local.mode = "detached"'),
             ("local.stop_gradient_every", joint, meeting),
             ("local.weight", joint, meeting),
-            ("local.lr", alone, steps),
+            ("local.lr", alone or (merged and rust), steps),
             ("local.update", alone, steps),
             ("local.negatives", told, "with a goodness loss"),
             ("local.threshold", local.loss == "goodness", 'with local.loss = "goodness"'),
@@ -423,7 +428,6 @@ class RunConfig(Section):
 
     def _check_depth(self) -> None:
         grow, freeze = self.grow, self.freeze
-        frozen_blocks(freeze.blocks, depth=self.n_layers_grown)
         if grow.layers is not None:
             new_positions(grow.placement, base=self.model.n_layers, target=grow.layers)
             if grow.at_step >= self.run.steps:
@@ -435,6 +439,7 @@ class RunConfig(Section):
                     f"freeze.until_step is {freeze.until_step}; what is frozen is so from "
                     f"grow.at_step on, which is {grow.at_step}"
                 )
+        frozen_blocks(freeze.blocks, depth=self.n_layers_grown)
 
     def _check_form(self) -> None:
         model, prototypes = self.model, self.prototypes

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,35 +99,64 @@ def open_shards(path: Path) -> TokenData:
     )
 
 
-def open_tokens(path: Path, *, vocab_size: int | None) -> TokenData:
-    """Open a folder of shards, or read a file of integers as one document.
+def open_tokens(
+    path: Path, *, vocab_size: int | Literal["auto"] | None, extension: str | None = None
+) -> TokenData:
+    """Open a folder of shards, or read integers from a file or a folder of files.
 
     Args:
-        path: Folder with an index, or a file that `read_tokens` knows.
-        vocab_size: For a file: every token must be below it. For shards it must agree, when given.
+        path: Folder with an index, a file that `read_tokens` knows, or a folder of such files.
+        vocab_size: For integers: every token must be below it; "auto" takes the largest token and
+            one. For shards it must agree, when given.
+        extension: Ending of the files in a folder without an index, such as "txt". They are taken
+            in the order of the bytes of their names, and each is a document.
 
     Raises:
-        DataError: See `open_shards` and `read_tokens`; or a vocabulary that is missing or differs.
+        DataError: See `open_shards` and `read_tokens`; a folder without such files; or a vocabulary
+            that is missing or differs.
     """
-    if path.is_dir():
+    if path.is_dir() and (extension is None or (path / INDEX).exists()):
         data = open_shards(path)
-        if vocab_size not in {None, data.vocab_size}:
+        if vocab_size not in {None, "auto", data.vocab_size}:
             raise DataError(
                 f"{path}: has a vocabulary of {data.vocab_size}, not of {vocab_size}; "
                 "leave data.vocab_size out"
             )
         return data
-    tokens = read_tokens(path)
+    files = _files_in(path, str(extension)) if path.is_dir() else [path]
+    documents = [read_tokens(file) for file in files]
     if vocab_size is None:
         raise DataError(f"{path}: plain integers need data.vocab_size; shards carry their own")
-    expect_vocabulary(path, tokens, vocab_size)
+    if vocab_size == "auto":
+        vocab_size = max(int(tokens.max()) for tokens in documents) + 1
+    digest = hashlib.sha256()
+    for file, tokens in zip(files, documents, strict=True):
+        expect_vocabulary(file, tokens, vocab_size)
+        digest.update(np.int64(len(tokens)).tobytes() if len(files) > 1 else b"")
+        digest.update(tokens.tobytes())
+    starts = np.cumsum([0, *map(len, documents)])[:-1]
     return TokenData(
-        shards=(tokens.astype(np.uint64),),
-        documents=np.zeros(1, dtype=np.uint64),
+        shards=tuple(tokens.astype(np.uint64) for tokens in documents),
+        documents=starts.astype(np.uint64),
         vocab_size=vocab_size,
         source=str(path),
-        fingerprint=hashlib.sha256(tokens.tobytes()).hexdigest(),
+        fingerprint=digest.hexdigest(),
     )
+
+
+def _files_in(path: Path, extension: str) -> list[Path]:
+    """Return the files of a folder with an ending, in the order of the bytes of their names."""
+    ending = f".{extension.removeprefix('.')}"
+    try:
+        files = [file for file in path.iterdir() if file.name.endswith(ending) and file.is_file()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not files:
+        raise DataError(
+            f"{path}: holds no {INDEX} and no file that ends in {ending}; give a folder of shards, "
+            "or set data.extension to the ending of its files"
+        )
+    return sorted(files, key=lambda file: os.fsencode(file.name))
 
 
 def expect_vocabulary(path: Path, tokens: NDArray[np.int64], vocab_size: int) -> None:

@@ -29,7 +29,8 @@ def aligned_mtl(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
     Notes:
         Singular values count as zero where their square is below t 2^-52 of the greatest square;
         a gradient less than 10^-8 of another one is then not seen. The step across that threshold
-        is the method's own: the smallest singular value decides the length.
+        is the method's own: the smallest singular value decides the length. Shortly above it that
+        value has few digits.
 
     Example:
         >>> import torch

@@ -15,8 +15,8 @@ from spherescan.surgery.quadratic import nonnegative_minimum
 
 # The square of the mean gradient below which it is the rounding of the Gram matrix.
 _VANISHED = 1e-15
-# Beyond it along the path the unit gradients all but cancel, and the ball is not reached.
-_END = 1e9
+# The square of a sum of unit gradients, relative to the sum of their parts: the same rounding.
+_CANCELLED = 1e-14
 
 
 def cagrad(jacobian: Float[Tensor, "t p"], *, c: float = 0.5) -> Float[Tensor, " p"]:
@@ -104,10 +104,13 @@ def _of_two(first: float, second: float, cosine: float, mean: list[float]) -> li
     rest = math.sqrt(max(1 - gap * gap / apart, 0.0))
     sine = math.sqrt((1 - cosine) * (1 + cosine))
     along = rest / (sine * math.sqrt(apart)) if sine else 0.0
-    return [
-        gap * first / apart + along * (second - first * cosine),
-        -gap * second / apart + along * (first - second * cosine),
-    ]
+    one = gap * first / apart + along * (second - first * cosine)
+    two = -gap * second / apart + along * (first - second * cosine)
+    if cosine > 0:  # both are; between almost parallel gradients the rounding of apart shows
+        one, two = max(one, 0.0), max(two, 0.0)
+        length = math.sqrt(one * one + two * two + 2 * one * two * cosine)
+        one, two = one / length, two / length
+    return [one, two]
 
 
 def _of_many(
@@ -121,9 +124,14 @@ def _of_many(
     """
     shares = norms.min() / norms
     matrix = cosines + np.outer(shares, shares)
-    low, high = float((mean / shares).min()), math.inf
-    support = [int(np.argmin(mean / shares))]
-    parts = np.zeros(len(norms))
+    low, high = float((mean / shares).min()), math.inf  # y is 0 at the lower end
+    peace = nonnegative_minimum(cosines, -mean)  # tau = 0: no gradient is conflicted with
+    support = [int(i) for i in np.flatnonzero(peace)] or [int(np.argmin(mean / shares))]
+    if peace @ cosines @ peace > 1:
+        high = float(shares @ peace)
+    else:
+        low = max(low, float(shares @ peace))
+    parts = peace
     for _ in range(200):  # the pieces are few; a bisection of 60 steps ends what rounding leaves
         s = _unit_length_at(matrix, cosines, shares, mean, support)
         exact = s is not None and low < s < high
@@ -132,11 +140,14 @@ def _of_many(
         parts = nonnegative_minimum(matrix, s * shares - mean, guess=support)
         found = [int(i) for i in np.flatnonzero(parts)]
         square = float(parts @ cosines @ parts)
-        if abs(square - 1) < 1e-14 or (exact and found == support) or (square < 1 and s > _END):
+        if high == math.inf and square <= _CANCELLED * float(parts.sum()) ** 2:
+            return list(map(float, peace))  # more cannot be had for all
+        if abs(square - 1) < 1e-14 or (exact and found == support):
             break
         low, high = (s, high) if square < 1 else (low, s)
         support = found
-    return list(map(float, parts))
+    length = math.sqrt(max(float(parts @ cosines @ parts), 0.0))
+    return list(map(float, parts / length if length else parts))
 
 
 def _between(low: float, high: float) -> float:

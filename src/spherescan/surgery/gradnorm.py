@@ -17,16 +17,16 @@ class GradNorm:
 
         r_i = (L_i / L_i(first)) / mean_j (L_j / L_j(first))
         target_i = mean_j (w_j n_j) r_i^alpha
-        log w_i -= rate (w_i n_i / mean_j (w_j n_j)) sign(w_i n_i - target_i),  then  sum_i w_i = t
+        log w_i -= rate sign(w_i n_i - target_i),  then  w *= t / sum_i w_i
 
-    The direction is that of the gradient of sum_i |w_i n_i - target_i| with the targets held.
+    The sign is that of the gradient of sum_i |w_i n_i - target_i| with the targets held.
 
     References:
         Chen et al., "GradNorm", 2018, arXiv:1711.02257, Algorithm 1 and equation 2.
 
     Notes:
-        The paper leaves the update rule open; here it acts on log w and on relative lengths, so
-        that weights stay positive and the common scale of the gradients means nothing.
+        The paper leaves the update rule open; the sign on log w keeps weights positive whatever
+        the scales of the gradients are. The weight of a zero gradient is not changed directly.
 
     Example:
         >>> weigh = GradNorm(rate=0.1)
@@ -104,13 +104,12 @@ class GradNorm:
         mean = sum(weighted) / t
         if not mean:
             return
-        raised = []
+        moved = []
         for weight, length, slow in zip(self._weights, weighted, slowness, strict=True):
-            relative = length / mean
-            excess = relative - slow**self._alpha
-            towards = math.copysign(1.0, excess) if excess else 0.0
-            raised.append(weight * math.exp(-self._rate * relative * towards))
-        self._weights = [t * weight / sum(raised) for weight in raised]
+            excess = length - mean * slow**self._alpha
+            sign = math.copysign(1.0, excess) if length and excess else 0.0
+            moved.append(weight * math.exp(-self._rate * sign))
+        self._weights = [t * weight / sum(moved) for weight in moved]
 
 
 class EqualWeights:

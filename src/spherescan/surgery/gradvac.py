@@ -16,6 +16,8 @@ from spherescan.surgery.order import others
 
 # A cosine of 1 with g_j can only be had by an infinite amount of g_j; this one takes 700 |g_i|.
 _HIGHEST_TARGET = 1 - 1e-6
+# What is left of g_i' below it, relative to what was added, is rounding and has no direction.
+_CANCELLED = 1e-7
 
 
 class GradVac:
@@ -34,7 +36,8 @@ class GradVac:
         Wang, Tsvetkov, Firat, Cao, "Gradient Vaccine", 2021, arXiv:2010.05874, Algorithm 1.
 
     Notes:
-        A target counts as 1 - 1e-6 at most. A zero gradient is left alone and changes no target.
+        A target counts as 1 - 1e-6 at most. A gradient that is zero, or that earlier
+        steps have cancelled, is left alone and changes no target.
     """
 
     def __init__(self, *, beta: float = 0.01, generator: torch.Generator | None = None) -> None:
@@ -108,7 +111,7 @@ class GradVac:
     def _agree(self, i: int, j: int, parts: list[float], cosines: list[list[float]]) -> float:
         along = [sum(map(float.__mul__, parts, row)) for row in cosines]
         length = math.sqrt(max(sum(map(float.__mul__, parts, along)), 0.0))
-        if not length:
+        if length <= _CANCELLED * sum(map(abs, parts)):
             return 0.0
         phi = min(1.0, max(-1.0, along[j] / length))
         target = min(self._targets[i][j], _HIGHEST_TARGET)

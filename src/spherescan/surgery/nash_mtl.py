@@ -22,8 +22,8 @@ def nash_mtl(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
 
         d = sqrt(|G|) sum_i alpha_i g_i,  G alpha = 1 / alpha,  alpha > 0,  |G| the Frobenius norm
 
-    Equivalently d maximises the product of the <g_i, d> among vectors of its length. It does not
-    change when a single gradient is scaled, but for its length.
+    Equivalently d maximises the product of the <g_i, d> among vectors of its length. Scaling a
+    single gradient changes the length of d only.
 
     Args:
         jacobian: One gradient per objective.
@@ -34,9 +34,10 @@ def nash_mtl(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
 
     Notes:
         The system is solved exactly and without state; the authors approach it by a few convex
-        programs that begin at the last solution. The factor sqrt(|G|) is that of their code. It
-        gives d the length sqrt(t |G|); they bound it by 1, here it is the optimiser's affair.
-        A zero gradient takes no part. Where no direction improves all others, d is zero.
+        programs that begin at the last solution. The factor sqrt(|G|) is ours: the published d has
+        the length sqrt(t) however long the gradients are, and is then shortened to 1 at most; with
+        the factor it grows with the gradients, and equal gradients give their sum. A zero gradient
+        takes no part. Where no direction improves all the others, d is zero.
 
     Example:
         >>> import torch

@@ -129,7 +129,7 @@ def learn_merged(
     for number, gradient in local.items():
         parameters = reached[number]
         merged, done[number].meeting = mergers[number](
-            gradient, [p.grad for p in parameters], (float(apart[number]), float(main))
+            gradient, [p.grad for p in parameters], (apart[number].item(), main.item())
         )
         for parameter, value in zip(parameters, merged, strict=True):
             parameter.grad = value

@@ -109,7 +109,7 @@ def evaluation_batches(
         DataError: Other channels, an unknown class, or a token outside the vocabulary.
     """
     if task.kind == "next_token":
-        data = open_tokens(path, vocab_size=vocab_size)
+        data = open_tokens(path, vocab_size=vocab_size, extension=config.data.extension)
         seq_len = config.data.seq_len
         windows = list(range(data.n_windows(seq_len)))
         if not windows:
@@ -253,7 +253,9 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         )
         other, digest = text, text.fingerprint
     else:
-        other = open_tokens(locate(data.validation), vocab_size=text.vocab_size)
+        other = open_tokens(
+            locate(data.validation), vocab_size=text.vocab_size, extension=data.extension
+        )
         digest = f"{text.fingerprint}/{other.fingerprint}"
         windows = range(text.n_windows(data.seq_len))
         held_out = range(other.n_windows(data.seq_len))
@@ -300,12 +302,12 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
 
 
 def _open(name: str, data: DataConfig) -> TokenData:
-    return open_tokens(locate(name), vocab_size=data.vocab_size)
+    return open_tokens(locate(name), vocab_size=data.vocab_size, extension=data.extension)
 
 
 def _synthetic(data: DataConfig) -> TokenData:
     """Count up: 65 536 tokens, each its position modulo the vocabulary (8192 unless set)."""
-    vocab_size = data.vocab_size or 8192
+    vocab_size = data.vocab_size if isinstance(data.vocab_size, int) else 8192
     tokens = (np.arange(1 << 16) % vocab_size).astype(np.uint32)
     return TokenData(
         shards=(tokens,),

@@ -196,7 +196,7 @@ def _weights(model: SequenceModel, blocks: range) -> list[Tensor]:
 
 
 def _distance(model: SequenceModel, blocks: range, before: list[Tensor]) -> float:
-    return _norm(torch._foreach_sub([p.detach() for p in _trained(model, blocks)], before))
+    return _norm([p.detach() - old for p, old in zip(_trained(model, blocks), before, strict=True)])
 
 
 def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> float:
