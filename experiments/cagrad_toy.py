@@ -68,7 +68,7 @@ def objectives(x1: np.ndarray, x2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def descend(aggregate: Aggregator, start: tuple[float, float], *, steps: int) -> Path2D:
-    """Follow Adam (0.9, 0.999, 1e-8) from a start; the path has about 400 of the points."""
+    """Follow Adam (0.9, 0.999, 1e-8) from a start; the path has about 200 of the points."""
     x, first, second = list(start), [0.0, 0.0], [0.0, 0.0]
     path = [start]
     for step in range(1, steps + 1):
@@ -78,7 +78,7 @@ def descend(aggregate: Aggregator, start: tuple[float, float], *, steps: int) ->
             second[i] += 0.001 * (slope * slope - second[i])
             mean, square = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
             x[i] -= 1e-3 * mean / (math.sqrt(square) + 1e-8)
-        if step % max(steps // 400, 1) == 0 or step == steps:
+        if step % max(steps // 200, 1) == 0 or step == steps:
             path.append((x[0], x[1]))
     return path
 
@@ -94,11 +94,12 @@ def method(name: str) -> Aggregator:
 def draw(paths: dict[str, list[Path2D]], target: Path) -> None:
     """Draw each method's paths over the contours of the mean objective."""
     mpl.rcParams.update({"svg.hashsalt": "cagrad_toy", "svg.fonttype": "none", "font.size": 9})
-    grid = np.meshgrid(np.linspace(-10, 10, 90), np.linspace(-10, 10, 90))
+    grid = np.meshgrid(np.linspace(-10, 10, 200), np.linspace(-10, 10, 200))
     mean = sum(objectives(*grid)) / 2
     figure, axes = plt.subplots(2, 3, figsize=(9, 6.2), sharex=True, sharey=True)
     for panel, (name, own) in zip(axes.flat, paths.items(), strict=True):
-        panel.contour(*grid, mean, levels=14, cmap="viridis", linewidths=0.5)
+        contours = panel.contour(*grid, mean, levels=14, cmap="viridis", linewidths=0.7)
+        contours.set_rasterized(True)  # as lines they would be most of the file
         panel.plot([-7, 7], [OPTIMUM[1]] * 2, color="0.45", linewidth=3, solid_capstyle="butt")
         draw_paths(panel, own)
         panel.plot(*OPTIMUM, marker="*", markersize=11, color="black", linestyle="none")
@@ -115,19 +116,17 @@ def draw(paths: dict[str, list[Path2D]], target: Path) -> None:
         ha="center",
     )
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(target, metadata={"Date": None})
+    figure.savefig(target, dpi=100, metadata={"Date": None})
     plt.close(figure)
 
 
 def draw_paths(panel: Axes, paths: list[Path2D]) -> None:
     """Colour each path by time."""
     for path in paths:
-        points = np.array(path[:: max(len(path) // 120, 1)] + path[-1:])
+        stretch = max(len(path) // 20, 1)
+        pieces = [path[i : i + stretch + 1] for i in range(0, len(path) - 1, stretch)]
         lines = LineCollection(
-            [points[i : i + 2] for i in range(len(points) - 1)],
-            cmap="autumn_r",
-            array=np.arange(len(points) - 1.0),
-            linewidths=2,
+            pieces, cmap="autumn_r", array=np.arange(len(pieces)), linewidths=2, capstyle="round"
         )
         panel.add_collection(lines)
         panel.plot(*path[0], "o", markersize=5, color="black", markerfacecolor="white")

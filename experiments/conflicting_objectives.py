@@ -23,7 +23,8 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import mnist1d
@@ -42,6 +43,7 @@ from spherescan.train.optim import make_optimizer
 TASKS = ("digit", "position", "noise")
 # What the poles of each regression stand for: samples of the series, standard deviations.
 RANGES = {"position": (0.0, mnist1d.LENGTH - 1.0), "noise": (0.0, mnist1d.NOISE_RANGE[1])}
+UNITS = ("equal", "own")
 SCALE = 12.0  # of the cosines in the softmax, as in the examples
 METHODS = (*(name for name in AGGREGATORS if not name.startswith("rust_")), "gradnorm")
 T_QUANTILE = {3: 4.303, 5: 2.776, 10: 2.262}  # two-sided 95 %, by the number of seeds
@@ -72,6 +74,17 @@ class Settings:
     pooling: tuple[str, ...] = ("mean",)
     steps: int = 1000
     batch_size: int = 32
+
+
+CHOSEN = {
+    "equal": Settings(units="equal", lr=1.5e-2),
+    "own": Settings(units="own", lr=1.5e-2),
+}
+# What was tried for them.
+POOLINGS = (("mean", "max"), ("attention",))
+RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+SELECTION_SEEDS = (100, 101)
+COST_ROUNDS = 200
 
 
 class Samples(NamedTuple):
@@ -321,3 +334,90 @@ def _cells(metrics: Sequence[Mapping[str, float]]) -> str:
 
 def _mean(values) -> float:
     return statistics.mean(map(float, values))
+
+
+def select() -> None:
+    """Print how the sum of the losses does on a fifth of the training set, by its settings."""
+    whole, _ = load()
+    n_fit = len(whole.x) * 4 // 5
+    fit, unseen = taken(whole, slice(n_fit)), taken(whole, slice(n_fit, None))
+    spreads = {name: float(unseen.targets[name].std()) for name in RANGES}
+    print("| units | pooling | lr | digit, % | position | noise | unexplained, mean |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for units, pooling, lr in itertools.product(UNITS, POOLINGS, RATES):
+        settings = Settings(units=units, pooling=pooling, lr=lr)
+        found = [
+            train(fit, unseen, method="sum", seed=seed, settings=settings).metrics
+            for seed in SELECTION_SEEDS
+        ]
+        left = [
+            _mean([(100 - each["digit"]) / 90, *(each[name] / spreads[name] for name in RANGES)])
+            for each in found
+        ]
+        print(
+            f"| {units} | {', '.join(pooling)} | {lr:g} | {_cells(found)} | {_mean(left):.3f} |",
+            flush=True,
+        )
+
+
+def cost(settings: Settings) -> None:
+    """Print what aggregating two gradients takes, as a part of a step with one backward pass."""
+    model = Model(settings, generator=Generator().manual_seed(0))
+    optimizer = make_optimizer(
+        model.named_parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    batch = taken(load()[0], slice(settings.batch_size))
+    tasks = ("digit", "position")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = model.losses(batch)
+        (losses["digit"] + losses["position"]).backward()
+        optimizer.step()
+
+    def step_apart() -> None:
+        give(model, gradients(model, batch, tasks)[0].sum(0))
+        optimizer.step()
+
+    jobs: dict[str, Callable[..., object]] = {"step": step, "step, gradients apart": step_apart}
+    combines = {name: make_combine(name) for name in (*AGGREGATORS, "gradnorm")}
+    seconds = defaultdict(list)
+    for _ in range(COST_ROUNDS):
+        for name, job in jobs.items():
+            seconds[name].append(_seconds(job))
+        for name, combine in combines.items():
+            # Fresh gradients: the caches are as they would be in training.
+            seconds[name].append(_seconds(partial(combine, *gradients(model, batch, tasks))))
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    size = sum(parameter.numel() for parameter in model.trunk.parameters())
+    print(f"{size} shared parameters, batch {settings.batch_size}, {COST_ROUNDS} rounds")
+    print("\n| what | median, us | part of a step |\n|---|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {1e6 * median:.0f} | {median / medians['step']:.2%} |")
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    job()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Compare, select or time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", choices=UNITS, default="equal")
+    parser.add_argument("--seeds", type=int, choices=T_QUANTILE, default=5)
+    parser.add_argument("--select", action="store_true", help="try settings of the sum")
+    parser.add_argument("--cost", action="store_true", help="time the aggregation of two gradients")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    if options.select:
+        select()
+    elif options.cost:
+        cost(Settings())
+    else:
+        compare(CHOSEN[options.units], options.seeds, METHODS)
+
+
+if __name__ == "__main__":
+    main()

@@ -105,12 +105,15 @@ def test_jacobian_forms_add_the_changed_local_gradient_to_that_of_backprop(gener
 
 
 def test_defaults_are_those_of_the_trainer():
-    ff, bp = AGAINST
-    rows = torch.stack(AGAINST)
-    assert torch.equal(rust_pcgrad(rows), rust_trainer.pcgrad(ff, bp, 1e-8) + bp)
-    assert torch.equal(rust_cagradstep(rows), rust_trainer.cagradstep(ff, bp, 1.0, 1e-8) + bp)
+    (ff, bp), rows = AGAINST, torch.stack(AGAINST)
+    torch.testing.assert_close(rust_pcgrad(rows), rust_trainer.pcgrad(ff, bp, 1e-8) + bp)
+    torch.testing.assert_close(
+        rust_cagradstep(rows), rust_trainer.cagradstep(ff, bp, 1.0, 1e-8) + bp
+    )
     factor = rust_trainer.gradnorm_ff_scale(ff, bp, 0.2, 1e-8)
-    assert torch.equal(rust_gradnorm(rows), factor * ff + bp)
+    torch.testing.assert_close(rust_gradnorm(rows), factor * ff + bp)
+    coarse = 100.0  # an epsilon that would show
+    assert not torch.allclose(rust_pcgrad(rows), rust_pcgrad(rows, epsilon=coarse))
 
 
 @pytest.mark.parametrize("method", [rust_pcgrad, rust_gradnorm, rust_cagradstep])

@@ -146,9 +146,10 @@ def test_imtl_g(indices):
             expected = values / values.sum() @ jacobian
         elif digits_lost(jacobian) < 1e-7:
             scaled = jacobian / norms.max()
-            seen = torch.linalg.matrix_rank(gram_matrix(scaled), hermitian=True)
-            if seen > torch.linalg.matrix_rank(scaled):
-                continue  # TorchJD's cut, which is the same, lets rounding through: 1 in 1000
+            values = torch.linalg.eigvalsh(gram_matrix(scaled)).abs()
+            values /= values.max()
+            if ((values > len(values) * EPSILON / 2) & (values < 1e-12)).any():
+                continue  # it is rounding, but TorchJD may invert it: 1 in 1000
             expected = torchjd.IMTLG()(scaled) * norms.max()
         else:
             continue
@@ -183,7 +184,7 @@ def test_mgda_approaches_torchjd_as_torchjd_takes_more_steps():
 
 
 @TIERS
-@pytest.mark.parametrize("c", [0.5, 0.9])
+@pytest.mark.parametrize("c", [0.5, pytest.param(0.9, marks=FULL)])
 def test_cagrad_is_the_best_of_its_ball(indices, c):
     for _, jacobian in cases(indices):
         weights = cagrad_weights(gram_matrix(jacobian), c=c)

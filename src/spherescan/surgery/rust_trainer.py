@@ -7,6 +7,7 @@ Letters: t objectives (always two: local, then backprop), p parameters.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -42,10 +43,7 @@ def gradnorm_ff_scale(
     Notes:
         With epsilon 0 a zero gradient stays zero; the formula would divide it by zero.
     """
-    ff, fb, bb = _products(grad_ff, grad_bp)
-    to_unit = [1 / length if length else 0.0 for length in (ff**0.5 + epsilon, bb**0.5 + epsilon)]
-    square = to_unit[0] ** 2 * ff + to_unit[1] ** 2 * bb - 2 * to_unit[0] * to_unit[1] * fb
-    return math.exp(alpha * math.sqrt(max(square, 0.0)))  # below 0 it is rounding
+    return _strength(_products(grad_ff, grad_bp), alpha, epsilon)
 
 
 def cagradstep(
@@ -59,10 +57,8 @@ def cagradstep(
     Raises:
         ValueError: Unequal lengths.
     """
-    _, fb, bb = _products(grad_ff, grad_bp)
-    if fb >= 0:
-        return grad_ff
-    return grad_ff - max(lam, 0.0) * fb / (bb + max(epsilon, 0.0)) * grad_bp
+    amount = _correction(_products(grad_ff, grad_bp), lam, epsilon)
+    return grad_ff + amount * grad_bp if amount else grad_ff
 
 
 def rust_pcgrad(
@@ -81,8 +77,7 @@ def rust_pcgrad(
     Raises:
         ValueError: Not two gradients.
     """
-    local, backprop = _two(jacobian)
-    return local_scale * pcgrad(local, backprop, epsilon) + backprop
+    return rust_cagradstep(jacobian, epsilon=epsilon, local_scale=local_scale)
 
 
 def rust_gradnorm(
@@ -105,9 +100,8 @@ def rust_gradnorm(
     Raises:
         ValueError: Not two gradients.
     """
-    local, backprop = _two(jacobian)
-    factor = local_scale * gradnorm_ff_scale(local, backprop, alpha, epsilon)
-    return factor * local + backprop
+    factor = _strength(_two(jacobian), alpha, epsilon)
+    return jacobian.new_tensor([local_scale * factor, 1.0]) @ jacobian
 
 
 def rust_cagradstep(
@@ -130,25 +124,46 @@ def rust_cagradstep(
     Raises:
         ValueError: Not two gradients.
     """
-    local, backprop = _two(jacobian)
-    return local_scale * cagradstep(local, backprop, lam, epsilon) + backprop
+    amount = _correction(_two(jacobian), lam, epsilon)
+    return jacobian.new_tensor([local_scale, 1 + local_scale * amount]) @ jacobian
 
 
-def _two(jacobian: Tensor) -> tuple[Tensor, Tensor]:
+class _Products(NamedTuple):
+    """|f|^2, <f, b> and |b|^2, in float64."""
+
+    ff: float
+    fb: float
+    bb: float
+
+
+def _correction(products: _Products, lam: float, epsilon: float) -> float:
+    """Return how much of b `cagradstep` adds."""
+    if products.fb >= 0:
+        return 0.0
+    return max(lam, 0.0) * -products.fb / (products.bb + max(epsilon, 0.0))
+
+
+def _strength(products: _Products, alpha: float, epsilon: float) -> float:
+    ff, fb, bb = products
+    to_unit = [1 / length if length else 0.0 for length in (ff**0.5 + epsilon, bb**0.5 + epsilon)]
+    square = to_unit[0] ** 2 * ff + to_unit[1] ** 2 * bb - 2 * to_unit[0] * to_unit[1] * fb
+    return math.exp(alpha * math.sqrt(max(square, 0.0)))  # below 0 it is rounding
+
+
+def _two(jacobian: Tensor) -> _Products:
     if jacobian.shape[0] != 2:
         raise ValueError(
             f"{jacobian.shape[0]} gradients were given; this method takes two, the local one and "
             "that of backprop"
         )
-    return jacobian[0], jacobian[1]
+    (ff, fb), (_, bb) = gram_matrix(jacobian).tolist()
+    return _Products(ff, fb, bb)
 
 
-def _products(grad_ff: Tensor, grad_bp: Tensor) -> tuple[float, float, float]:
-    """Return |f|^2, <f, b> and |b|^2."""
+def _products(grad_ff: Tensor, grad_bp: Tensor) -> _Products:
     if grad_ff.shape != grad_bp.shape:
         raise ValueError(
             f"the local gradient has {len(grad_ff)} elements and that of backprop "
             f"{len(grad_bp)}; both must belong to the same parameters"
         )
-    (ff, fb), (_, bb) = gram_matrix(torch.stack([grad_ff, grad_bp])).tolist()
-    return ff, fb, bb
+    return _two(torch.stack([grad_ff, grad_bp]))

@@ -111,7 +111,8 @@ def hybrid_step(
         local_lr: Learning rate when it does not.
         grad_clip: Largest gradient norm; 0 for no clipping.
     """
-    optimizer.zero_grad(set_to_none=True)
+    # Of all parameters: one that was frozen since the last step must not keep its gradient.
+    model.zero_grad(set_to_none=True)
     joined = rule.backprop_joins(step)
     lessons = lessons_of(model, batch, objective, rule, step=step, joined=joined)
     if not joined:

@@ -1,0 +1,499 @@
+"""Local learning, backpropagation and their mixtures, in whole runs and one step at a time."""
+
+import math
+
+import pytest
+import torch
+
+from spherescan.config import load_config
+from spherescan.data import Batch
+from spherescan.errors import CheckpointError, ConfigError, NonFiniteError, RunDirectoryError
+from spherescan.inference import Predictor
+from spherescan.runs import read_metrics
+from spherescan.train import Reporter, hybrid_step, resume, start
+from tests.tolerances import assert_close
+from tests.train.test_training import write_series
+
+TINY = {
+    "model.d_model": "8",
+    "model.n_layers": "3",
+    "model.d_state": "4",
+    "model.expand": "1",
+    "data.batch_size": "4",
+    "optim.warmup_steps": "2",
+    "validation.every": "5",
+    "checkpoint.every": "4",
+    "run.steps": "12",
+}
+HEADS = {"local.loss": "prototype"}
+MODES = {
+    "backprop": {},
+    "recompute": {"run.recompute": "true"},
+    "detached": HEADS | {"local.mode": "detached", "local.lr": "5e-3"},
+    "grouped": HEADS | {"local.mode": "grouped", "local.group": "2", "run.recompute": "true"},
+    "deep": HEADS | {"local.weight": "0.5", "surgery.backprop_every": "3", "run.recompute": "true"},
+    "deep, cut": HEADS | {"local.stop_gradient_every": "2", "local.predict": "mean"},
+    "cross-entropy": {"local.loss": "cross_entropy", "surgery.backprop_every": "2"},
+    "goodness": {"local.loss": "goodness", "local.mode": "detached", "model.bidirectional": "true"},
+    "symmetric": {
+        "local.loss": "symmetric_goodness",
+        "local.negatives": "shuffled_segments",
+        "surgery.backprop_every": "2",
+    },
+    "time shift": {"local.loss": "goodness", "local.negatives": "time_shift"},
+    "their negatives": {"local.loss": "goodness", "local.negatives": "rust_trainer"},
+    "surgery": HEADS | {"local.mode": "surgery"},
+    "gradvac": HEADS | {"local.mode": "surgery", "surgery.aggregator": "gradvac"},
+    "gradnorm": HEADS
+    | {"local.mode": "surgery", "surgery.weighting": "gradnorm", "run.recompute": "true"},
+    "surgery, cut": HEADS | {"local.mode": "surgery", "local.stop_gradient_every": "2"},
+    "rust": {
+        "local.loss": "rust_trainer",
+        "local.mode": "surgery",
+        "local.update": "sgd",
+        "surgery.aggregator": "rust_gradnorm",
+        "surgery.backprop_every": "2",
+        "model.bidirectional": "true",
+    },
+}
+
+
+@pytest.fixture
+def series(tmp_path):
+    return write_series(tmp_path / "train.ts")
+
+
+def trainer_for(tmp_path, series, settings=None, name="run"):
+    base = TINY | {"run.dir": str(tmp_path / name), "data.train": str(series)}
+    return start(load_config(None, base | (settings or {})))
+
+
+def step(trainer, batch=None, number=0):
+    return hybrid_step(
+        trainer.model,
+        next(trainer.problem.stream) if batch is None else batch,
+        trainer.problem.objective,
+        trainer.optimizer,
+        trainer.rule,
+        trainer.mergers,
+        step=number,
+        lr=0.0,
+        local_lr=0.0,
+        grad_clip=0.0,
+    )
+
+
+def gradients(trainer, number=0):
+    """Take a step of length zero in float64, and return what it made of the batch."""
+    trainer.model.double()
+    first = next(trainer.problem.stream)
+    batch = Batch(first.inputs.double(), first.targets, first.mask)
+    step(trainer, batch, number)
+    found = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.close()
+    return batch, {name: gradient.clone() for name, gradient in found.items()}
+
+
+def losses(trainer, batch, *, cuts=()):
+    """Return the loss after every block, written out without any of the trainer's machinery."""
+    model, objective = trainer.model, trainer.problem.objective
+    x, found = model.embedding(batch.inputs), []
+    for index, block in enumerate(model.layers):
+        if index in cuts:
+            x = x.detach()
+        x = x + block(x, mask=batch.mask)[1]
+        last = index == len(model.layers) - 1
+        z = (
+            model.read_out(x, mask=batch.mask)
+            if last
+            else model.local_heads[str(index)](x, batch.mask)
+        )
+        found.append(objective.loss(z, model.head.prototypes, batch.targets).mean())
+    return found
+
+
+def expected_gradients(trainer, total):
+    trainer.model.zero_grad()
+    total.backward()
+    return {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, what=name)
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_deep_is_the_gradient_of_the_sum_of_all_losses(tmp_path, series, recompute):
+    settings = HEADS | {"local.weight": "0.25", "run.recompute": recompute}
+    trainer = trainer_for(tmp_path, series, settings)
+    batch, found = gradients(trainer)
+    *local, last = losses(trainer, batch)
+    assert_same_gradients(found, expected_gradients(trainer, last + 0.25 * sum(local)))
+
+
+def test_detached_gives_every_block_the_gradient_of_its_own_loss_alone(tmp_path, series):
+    trainer = trainer_for(tmp_path, series, MODES["detached"])
+    batch, found = gradients(trainer)
+    every = losses(trainer, batch, cuts=(1, 2))
+    assert_same_gradients(found, expected_gradients(trainer, sum(every)))
+    # The cut is real: what the last loss alone gives ends at the last block.
+    alone = expected_gradients(trainer, losses(trainer, batch, cuts=(1, 2))[-1])
+    assert {name.split(".")[1] for name in alone if name.startswith("layers.")} == {"2"}
+
+
+def test_groups_learn_by_the_loss_at_their_end(tmp_path, series):
+    trainer = trainer_for(tmp_path, series, MODES["grouped"])
+    assert set(trainer.model.local_heads) == {"1"}
+    batch, found = gradients(trainer)
+    trainer.model.local_heads["0"] = trainer.model.local_heads["1"]  # for the loss that is not used
+    _, middle, last = losses(trainer, batch, cuts=(2,))
+    del trainer.model.local_heads["0"]
+    assert_same_gradients(found, expected_gradients(trainer, middle + last))
+
+
+@pytest.mark.parametrize("mode", ["deep", "surgery"])
+def test_a_cut_stops_backpropagation_in_front_of_a_group(tmp_path, series, mode):
+    settings = HEADS | {"local.mode": mode, "local.stop_gradient_every": "2"}
+    if mode == "surgery":
+        settings["surgery.aggregator"] = "sum"
+    trainer = trainer_for(tmp_path, series, settings)
+    batch, found = gradients(trainer)
+    every = losses(trainer, batch, cuts=(2,))
+    assert_same_gradients(found, expected_gradients(trainer, sum(every)))
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+@pytest.mark.parametrize(("aggregator", "factor"), [("sum", 1.0), ("mean", 0.5)])
+def test_surgery_computes_both_gradients_apart(tmp_path, series, aggregator, factor, recompute):
+    settings = HEADS | {"local.mode": "surgery", "surgery.aggregator": aggregator}
+    trainer = trainer_for(tmp_path, series, settings | {"run.recompute": recompute})
+    batch, found = gradients(trainer)
+    # Every block has the gradient of its own loss, its input held, and that of the last.
+    last = losses(trainer, batch)[-1]
+    backprop = {n: g.clone() for n, g in expected_gradients(trainer, last).items()}
+    local = losses(trainer, batch, cuts=(1, 2))[:-1]
+    own = expected_gradients(trainer, sum(local))
+    assert found.keys() == backprop.keys() | own.keys()
+    for name, gradient in found.items():
+        if name in own and name in backprop:
+            assert_close(gradient, factor * (own[name] + backprop[name]), what=name)
+        else:
+            assert_close(gradient, own.get(name, backprop.get(name)), what=name)
+
+
+def test_surgery_reports_the_angle_of_the_two_gradients(tmp_path, series):
+    settings = HEADS | {"local.mode": "surgery", "surgery.aggregator": "pcgrad"}
+    trainer = trainer_for(tmp_path, series, settings)
+    metrics = step(trainer)
+    trainer.close()
+    first, second, third = metrics.groups
+    assert (first.blocks, second.blocks, third.blocks) == (range(1), range(1, 2), range(2, 3))
+    for group in (first, second):
+        assert -1 <= group.cosine <= 1
+        assert group.cosine != 0
+        assert group.conflict is (group.cosine < 0)
+        assert group.weights == (1.0, 1.0)
+        assert group.local_loss > 0
+    assert third.cosine is None
+    assert third.local_loss is None
+    assert metrics.loss > 0
+
+
+def test_backpropagation_joins_at_its_cadence_and_each_loss_has_its_key(tmp_path, series):
+    settings = HEADS | {"surgery.backprop_every": "4", "local.lr": "1e-4"}
+    trainer = trainer_for(tmp_path, series, settings)
+    trainer.fit()
+    trainer.close()
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    train = [record for record in records if record["kind"] == "train"]
+    joined = [record["step"] for record in train if record["loss"] is not None]
+    assert joined == [4, 8, 12]
+    assert (train[-1]["bp_updates"], train[-1]["ff_updates"]) == (3, 12)
+    for record in train:
+        assert record["ff_loss"] > 0
+        assert len(record["groups"]) == 3
+        assert record["accuracy"] is not None
+        assert all(group["update_norm"] > 0 for group in record["groups"])
+        last = record["groups"][-1]["ff_loss"]
+        assert (last is None) is (record["loss"] is not None)
+    # The local learning rate follows the same schedule.
+    assert train[4]["lr"] < 1.01e-4 < train[3]["lr"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_trains_and_resumes_bit_for_bit(tmp_path, series, mode):
+    whole = trainer_for(tmp_path, series, MODES[mode], "whole")
+    whole.fit()
+    whole.close()
+    part = trainer_for(tmp_path, series, MODES[mode], "part")
+    part.fit(7)
+    part.close()
+    again = resume(tmp_path / "part")
+    again.fit()
+    again.close()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    first, second = (
+        [
+            {k: v for k, v in r.items() if k != "run_id"}
+            for r in read_metrics(tmp_path / n / "metrics.jsonl")
+        ]
+        for n in ("whole", "part")
+    )
+    assert first == second
+    if mode != "rust":  # whose steps leave nearly everything where it is
+        records = [
+            r["loss"] if r["loss"] is not None else r["ff_loss"]
+            for r in first
+            if r["kind"] == "train"
+        ]
+        assert all(map(math.isfinite, records))
+    Predictor.load(tmp_path / "part").predict([[[0.0, 0.0]] * 4])
+
+
+@pytest.mark.parametrize("mode", ["deep", "detached", "surgery"])
+def test_the_classes_are_learned(tmp_path, series, mode):
+    settings = MODES[mode] | {"run.steps": "60", "optim.lr": "0.02", "validation.every": "60"}
+    settings.pop("local.lr", None)
+    settings.pop("surgery.backprop_every", None)
+    trainer = trainer_for(tmp_path, series, settings)
+    trainer.fit()
+    score = trainer.evaluate(trainer.problem.validation()).score
+    trainer.close()
+    assert score == 1.0
+
+
+def test_goodness_learns_to_tell_real_from_negative(tmp_path, series):
+    trainer = trainer_for(
+        tmp_path, series, MODES["goodness"] | {"run.steps": "30", "optim.lr": "0.02"}
+    )
+    seen = []
+
+    class Watching(Reporter):
+        def stepped(self, step, metrics, *, lr):
+            seen.append([group.local_loss for group in metrics.groups])
+
+    trainer.fit(reporter=Watching())
+    trainer.close()
+    first, last = (torch.tensor(rows).mean(0) for rows in (seen[:5], seen[-5:]))
+    assert bool((last < 0.8 * first).all()), (first, last)
+
+
+class _Kept:
+    """A saved tensor that tells how many values are held at a time."""
+
+    held = peak = 0
+
+    def __init__(self, tensor):
+        self.tensor, self.size = tensor, tensor.numel()
+        _Kept.held += self.size
+        _Kept.peak = max(_Kept.peak, _Kept.held)
+
+    def __del__(self):
+        _Kept.held -= self.size
+
+
+def most_kept(tmp_path, series, settings, layers):
+    name = f"run-{layers}-{len(list(tmp_path.iterdir()))}"
+    trainer = trainer_for(tmp_path, series, settings | {"model.n_layers": str(layers)}, name)
+    _Kept.held = _Kept.peak = 0
+    with torch.autograd.graph.saved_tensors_hooks(_Kept, lambda kept: kept.tensor):
+        step(trainer)
+    trainer.close()
+    return _Kept.peak
+
+
+def test_a_local_step_holds_the_activations_of_one_block(tmp_path, series):
+    one, six = (most_kept(tmp_path, series, MODES["detached"], n) for n in (1, 6))
+    assert six < 1.3 * one
+    assert most_kept(tmp_path, series, {}, 6) > 3 * one
+
+
+def test_recomputing_holds_little_more_than_one_block(tmp_path, series):
+    plain = most_kept(tmp_path, series, HEADS, 6)
+    assert most_kept(tmp_path, series, HEADS | {"run.recompute": "true"}, 6) < 0.35 * plain
+
+
+def test_each_parameter_counts_its_own_updates(tmp_path, series):
+    settings = MODES["rust"] | {"local.update": "adamw", "surgery.backprop_every": "4"}
+    trainer = trainer_for(tmp_path, series, settings)
+    trainer.fit(8)
+    trainer.close()
+    counts = {
+        name: int(trainer.optimizer.state[p]["step"])
+        for name, p in trainer.model.named_parameters()
+    }
+    assert {n for n, c in counts.items() if c == 8} == {n for n in counts if n.endswith(".D")}
+    assert {c for n, c in counts.items() if not n.endswith(".D")} == {2}
+
+
+@pytest.mark.parametrize("mode", ["detached", "deep", "surgery", "goodness"])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, series, mode):
+    trainer = trainer_for(tmp_path, series, MODES[mode])
+    trainer.fit(3)
+    with torch.no_grad():
+        trainer.model.layers[1].mixer.D[0] = math.nan
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    with pytest.raises(NonFiniteError, match="nothing was updated"):
+        trainer.fit(1)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0))
+    trainer.close()
+
+
+GROWTH = {"grow.layers": "5", "grow.placement": "specific:1,4", "grow.at_step": "6"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "interrupted_at"), [("backprop", 5), ("backprop", 6), ("detached", 7), ("gradnorm", 7)]
+)
+def test_a_run_that_grows_and_freezes_resumes_bit_for_bit(tmp_path, series, mode, interrupted_at):
+    settings = MODES[mode] | GROWTH | {"freeze.blocks": "first:1", "freeze.until_step": "9"}
+    whole = trainer_for(tmp_path, series, settings, "whole")
+    whole.fit()
+    whole.close()
+    part = trainer_for(tmp_path, series, settings, "part")
+    part.fit(interrupted_at)
+    assert len(part.model.layers) == (3 if interrupted_at < 6 else 5)
+    part.close()
+    again = resume(tmp_path / "part")
+    again.fit()
+    again.close()
+    assert len(again.model.layers) == 5
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert Predictor.load(tmp_path / "part").description.n_layers == 5
+
+
+def test_growing_mid_run_changes_no_output_and_keeps_the_state_of_the_optimiser(tmp_path, series):
+    trainer = trainer_for(tmp_path, series, HEADS | GROWTH)
+    trainer.fit(5)
+    old = dict(trainer.model.layers[0].named_parameters())
+    x = torch.randn(2, 6, 2)
+    outputs = []
+
+    class Watching(Reporter):
+        def stepped(self, step, metrics, *, lr):
+            outputs.append(step)
+
+    stored = {name: trainer.optimizer.state[p]["exp_avg"] for name, p in old.items()}
+    model = trainer.model
+    grow_step = trainer._change_depth
+
+    def compared():
+        before = model.embed(x)
+        moments = {name: trainer.optimizer.state[p]["exp_avg"].clone() for name, p in old.items()}
+        grow_step()
+        assert len(model.layers) == 5
+        assert_close(model.embed(x), before)
+        for name, p in old.items():
+            assert torch.equal(trainer.optimizer.state[p]["exp_avg"], moments[name])
+        assert all(p not in trainer.optimizer.state for p in model.layers[1].parameters())
+
+    trainer._change_depth = compared
+    trainer.fit(1, reporter=Watching())
+    trainer._change_depth = grow_step
+    assert stored
+    trainer.fit(2)
+    for index in (1, 4):
+        for name, p in model.layers[index].named_parameters():
+            assert bool(trainer.optimizer.state[p]["exp_avg"].any()), name
+    trainer.close()
+
+
+def test_frozen_tensors_keep_their_bits_until_they_are_freed(tmp_path, series):
+    settings = HEADS | {
+        "freeze.blocks": "indices:0,1",
+        "freeze.embedding": "true",
+        "freeze.until_step": "8",
+    }
+    trainer = trainer_for(tmp_path, series, settings)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    frozen = ("layers.0.", "layers.1.", "embedding.", "local_heads.")
+    trainer.fit(8)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) is name.startswith(frozen), name
+    trainer.fit(1)
+    for name, parameter in trainer.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+    trainer.close()
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path, series):
+    first = trainer_for(tmp_path, series, {}, "first")
+    first.fit()
+    first.close()
+    settings = HEADS | {"grow.base": str(tmp_path / "first"), "grow.layers": "4", "run.seed": "3"}
+    second = trainer_for(tmp_path, series, settings, "second")
+    best = Predictor.load(tmp_path / "first").model
+    x = torch.randn(3, 5, 2)
+    assert_close(second.model.embed(x), best.embed(x))
+    second.fit()
+    second.close()
+    resume(tmp_path / "second").close()
+    with pytest.raises(CheckpointError, match=r"is of another model: .*grow\.base needs the model"):
+        trainer_for(tmp_path, series, settings | {"model.d_model": "16"}, "third")
+    with pytest.raises(RunDirectoryError, match="no such run or checkpoint"):
+        trainer_for(tmp_path, series, settings | {"grow.base": str(tmp_path / "none")}, "third")
+    assert not (tmp_path / "third").exists()
+
+
+REFUSED = [
+    ({"local.loss": "forward"}, r"local\.loss is \"forward\"; it should be .*prototype"),
+    ({**HEADS, "local.mode": "both"}, r"local\.mode is \"both\"; it should be .*'surgery'"),
+    (
+        {**HEADS, "local.mode": "surgery", "surgery.aggregator": "pcgrd"},
+        r"surgery\.aggregator is \"pcgrd\"; it should be .*'nash_mtl'",
+    ),
+    ({"local.mode": "detached"}, r"local\.mode is .* only with a local\.loss"),
+    ({"surgery.backprop_every": "4"}, r"surgery\.backprop_every is 4; .* only with a local\.loss"),
+    ({**HEADS, "surgery.backprop_every": "0"}, r"surgery\.backprop_every is 0; it should be"),
+    ({**HEADS, "surgery.aggregator": "pcgrad"}, r'only .* local\.mode = "surgery"'),
+    ({**HEADS, "local.lr": "1e-4"}, r"local\.lr is 0\.0001; .* when some steps are local"),
+    ({**HEADS, "local.mode": "detached", "local.group": "2"}, r"local\.group is 2"),
+    (
+        {**HEADS, "local.group": "2", "local.stop_gradient_every": "3"},
+        r"local\.stop_gradient_every is 3; it must be a multiple of local\.group, which is 2",
+    ),
+    ({"local.loss": "rust_trainer", "model.expand": "2"}, r"needs model\.expand = 1"),
+    ({"local.loss": "cross_entropy", "data.task": "regression"}, "needs classes"),
+    ({"local.loss": "goodness", "data.task": "regression"}, "needs one class per sequence"),
+    ({"local.loss": "goodness", "data.source": "tokens"}, "needs one class per sequence"),
+    ({"freeze.blocks": "first:3"}, r"freeze\.blocks is 'first:3': all 3 blocks"),
+    ({"freeze.blocks": "first:4"}, r"the model has blocks 0\.\.2"),
+    ({"freeze.blocks": "indices:0,0"}, "names a block twice"),
+    ({"freeze.blocks": "last:1"}, "give none, first:N or indices:I,J"),
+    ({"freeze.until_step": "4"}, "only when something is frozen"),
+    ({"freeze.prototypes": "true"}, r"only with prototypes\.learnable"),
+    ({"grow.layers": "2"}, r"grow\.layers is 2 and the model has 3 already"),
+    ({"grow.layers": "3"}, r"grow\.layers is 3 and the model has 3 already"),
+    ({"grow.placement": "prepend"}, r"only with grow\.layers"),
+    ({"grow.layers": "5", "grow.placement": "insert:4"}, r"N lies in 0\.\.3"),
+    ({"grow.layers": "5", "grow.placement": "specific:1"}, "1 positions for 2 new blocks"),
+    ({"grow.layers": "5", "grow.placement": "specific:1,1"}, "names a position twice"),
+    ({"grow.layers": "5", "grow.placement": "specific:1,5"}, r"has blocks 0\.\.4"),
+    (
+        {"grow.layers": "5", "grow.placement": "middle"},
+        "give append, prepend, insert:N or specific",
+    ),
+    ({"grow.layers": "5", "grow.at_step": "12"}, "the run ends at step 12"),
+    (
+        {
+            "grow.layers": "5",
+            "grow.at_step": "4",
+            "freeze.blocks": "first:1",
+            "freeze.until_step": "4",
+        },
+        r"freeze\.until_step is 4",
+    ),
+    ({"model.form": "rust_trainer"}, r"needs model\.gate = false"),
+    ({"prototypes.init": "rust_trainer"}, "belong together"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_impossible_combinations_are_refused_before_data_is_read(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, TINY | {"data.train": "there is no such file"} | settings)
