@@ -116,7 +116,7 @@ def draw(paths: dict[str, list[Path2D]], target: Path) -> None:
         ha="center",
     )
     figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(target, dpi=100, metadata={"Date": None})
+    figure.savefig(target, dpi=85, metadata={"Date": None})
     plt.close(figure)
 
 

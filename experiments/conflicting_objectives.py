@@ -68,17 +68,17 @@ class Settings:
     """
 
     units: str = "equal"
-    lr: float = 1.5e-2
+    lr: float = 2e-2
     d_model: int = 16
     n_layers: int = 2
-    pooling: tuple[str, ...] = ("mean",)
+    pooling: tuple[str, ...] = ("attention",)
     steps: int = 1000
     batch_size: int = 32
 
 
 CHOSEN = {
-    "equal": Settings(units="equal", lr=1.5e-2),
-    "own": Settings(units="own", lr=1.5e-2),
+    "equal": Settings(units="equal", lr=2e-2),
+    "own": Settings(units="own", lr=1e-2),
 }
 # What was tried for them.
 POOLINGS = (("mean", "max"), ("attention",))

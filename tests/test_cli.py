@@ -455,19 +455,80 @@ def test_the_flags_are_pinned(capsys):
     out = capsys.readouterr().out
     flags = {word.rstrip(",]") for word in out.replace("[", " ").split() if word.startswith("--")}
     assert flags == {
-        "--help", "--debug", "--print-config", "--quiet", "--json",
+        "--help", "--debug", "--print-config", "--quiet", "--json", "--preset",
         "--data.source", "--data.train", "--data.validation", "--data.validation-fraction",
         "--data.task", "--data.batch-size", "--data.seq-len", "--data.vocab-size",
-        "--data.jitter",
+        "--data.extension", "--data.shuffle", "--data.jitter",
         "--model.mixer", "--model.d-model", "--model.n-layers", "--model.d-state",
         "--model.d-conv", "--model.expand", "--model.dt-rank", "--model.gate",
-        "--model.bidirectional", "--model.pooling", "--model.n-pool-heads",
+        "--model.bidirectional", "--model.pooling", "--model.n-pool-heads", "--model.form",
         "--prototypes.dim", "--prototypes.init", "--prototypes.learnable", "--prototypes.loss",
         "--prototypes.scale", "--prototypes.margin",
         "--optim.lr", "--optim.weight-decay", "--optim.beta1", "--optim.beta2",
         "--optim.warmup-steps", "--optim.min-lr-scale", "--optim.grad-clip",
+        "--optim.decayed", "--optim.step-count",
+        "--local.loss", "--local.mode", "--local.group", "--local.stop-gradient-every",
+        "--local.weight", "--local.lr", "--local.update", "--local.negatives",
+        "--local.threshold", "--local.alpha", "--local.predict",
+        "--surgery.backprop-every", "--surgery.aggregator", "--surgery.weighting",
+        "--surgery.cagrad-c", "--surgery.gradnorm-alpha", "--surgery.rust-epsilon",
+        "--surgery.rust-alpha", "--surgery.rust-lambda",
+        "--grow.layers", "--grow.placement", "--grow.at-step", "--grow.base", "--grow.init",
+        "--freeze.blocks", "--freeze.embedding", "--freeze.prototypes", "--freeze.until-step",
         "--validation.every", "--validation.batches", "--validation.patience",
         "--checkpoint.every", "--checkpoint.keep",
         "--run.dir", "--run.steps", "--run.seed", "--run.threads", "--run.log-every",
-        "--run.on-non-finite", "--run.precision",
+        "--run.on-non-finite", "--run.precision", "--run.recompute",
     }  # fmt: skip
+
+
+def test_the_flags_of_the_preset_are_those_of_that_program(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "rust-trainer", "--help"])
+    out = capsys.readouterr().out
+    flags = {word.rstrip(",]") for word in out.replace("[", " ").split() if word.startswith("--")}
+    assert flags >= {
+        "--out-dir", "--steps", "--save-every", "--log-every", "--batch-size", "--seq-len",
+        "--seed", "--base-layers", "--target-layers", "--d-model", "--d-state", "--d-conv",
+        "--placement", "--freeze", "--lr", "--ff-lr", "--bp-cadence-steps",
+        "--gradient-surgery-method", "--gradient-surgery-epsilon", "--gradnorm-alpha",
+        "--cagrad-lambda", "--freeze-embedding", "--token-file", "--token-dir",
+        "--val-token-file", "--val-token-dir", "--shard-ext", "--shuffle-shards",
+        "--packed-sequences", "--prefetch-workers", "--prefetch-buffer", "--resume",
+        "--vocab-size", "--val-ratio", "--val-every", "--eval-batches",
+        "--early-stopping-patience", "--grad-clip-norm", "--fail-on-non-finite",
+        "--lr-warmup-steps", "--lr-min-scale",
+    }  # fmt: skip
+
+
+def test_a_run_of_the_preset_trains_resumes_and_predicts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("tokens.txt").write_text(" ".join(str(i % 7) for i in range(400)))
+    flags = [
+        "train", "--preset", "rust-trainer", "--token-file", "tokens.txt", "--out-dir", "run",
+        "--d-model", "8", "--seq-len", "8", "--bp-cadence-steps", "2", "--quiet",
+        "--shuffle-shards", "--run.threads", "1",
+    ]  # fmt: skip
+    assert main([*flags, "--steps", "4"]) == 0
+    assert main([*flags, "--steps", "4"]) == 4
+    assert "holds a run already" in capsys.readouterr().err
+    assert main([*flags, "--steps", "6", "--resume"]) == 0
+    assert Path("run/ckpt/step-000000000006.safetensors").exists()
+    assert main(["predict", "run", "tokens.txt"]) == 0
+    assert capsys.readouterr().out.strip().isdecimal()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "rust"], "invalid choice: 'rust'"),
+        (["--preset", "rust-trainer", "--steps", "x"], 'run.steps is "x"'),
+        (["--preset", "rust-trainer", "--stepz", "3"], "did you mean '--steps'?"),
+        (["--preset", "rust-trainer"], "no training data"),
+        (["--preset", "rust-trainer", "--resume"], "--resume needs --out-dir"),
+        (["--steps", "3"], "unknown argument '--steps'"),
+    ],
+)
+def test_a_mistake_with_the_preset_is_one_line(arguments, message, capsys):
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -14,10 +14,12 @@ from spherescan.surgery import (
     imtl_g,
     mgda,
     nash_mtl,
+    nash_mtl_weights,
     pcgrad,
     upgrad,
 )
 from tests.surgery.jacobians import random_jacobian
+from tests.surgery.reference import cagrad_reference, mgda_reference
 
 
 def pairs(count=60):
@@ -97,6 +99,30 @@ def test_imtl_g_may_point_against_every_gradient():
     """The sum of three weights can be negative before it is made 1."""
     jacobian = torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, 0.2], [0.05, 0.05, 0.0]])
     assert (jacobian @ imtl_g(jacobian) < 0).all() or (jacobian @ imtl_g(jacobian) > 0).all()
+
+
+def test_nash_mtl_converges_where_full_newton_steps_do_not():
+    jacobian = torch.tensor(
+        [[0.56, 0.74, -0.36], [0.8, 0.5, 0.32], [-0.75, 0.46, 0.47], [0.03, 1.0, 0.09],
+         [0.77, 0.43, 0.47], [-0.79, 0.29, -0.54]], dtype=torch.float64,
+    )  # fmt: skip
+    gram = gram_matrix(jacobian)
+    alpha = nash_mtl_weights(gram) / gram.norm().sqrt()
+    torch.testing.assert_close(alpha * (gram @ alpha), torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("angle", [1e-4, 1e-7, 1e-10])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_almost_parallel_and_almost_opposite_gradients(angle, sign, generator):
+    """The Gram matrix sees a part of 1e-8 of a gradient; nothing worse may come of it."""
+    for index in range(12):
+        noise = torch.randn(2 + index % 3, 8, generator=generator, dtype=torch.float64)
+        jacobian = noise[0] * (1 + 10 * angle * noise[:, :1]) + angle * noise
+        jacobian[0] *= sign
+        size = jacobian.norm()
+        assert (mgda(jacobian) - mgda_reference(jacobian)).norm() <= 1e-6 * size
+        expected = cagrad_reference(jacobian, c=0.5)
+        assert (cagrad(jacobian, c=0.5) - expected).norm() <= 1e-6 * size
 
 
 def test_nash_mtl_takes_no_notice_of_one_gradients_length():

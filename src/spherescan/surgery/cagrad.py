@@ -104,13 +104,10 @@ def _of_two(first: float, second: float, cosine: float, mean: list[float]) -> li
     rest = math.sqrt(max(1 - gap * gap / apart, 0.0))
     sine = math.sqrt((1 - cosine) * (1 + cosine))
     along = rest / (sine * math.sqrt(apart)) if sine else 0.0
-    one = gap * first / apart + along * (second - first * cosine)
-    two = -gap * second / apart + along * (first - second * cosine)
-    if cosine > 0:  # both are; between almost parallel gradients the rounding of apart shows
-        one, two = max(one, 0.0), max(two, 0.0)
-        length = math.sqrt(one * one + two * two + 2 * one * two * cosine)
-        one, two = one / length, two / length
-    return [one, two]
+    return [
+        gap * first / apart + along * (second - first * cosine),
+        -gap * second / apart + along * (first - second * cosine),
+    ]
 
 
 def _of_many(
