@@ -1,5 +1,6 @@
 """What each method says of itself, on small numbers."""
 
+import itertools
 import json
 import math
 
@@ -125,6 +126,17 @@ def test_almost_parallel_and_almost_opposite_gradients(angle, sign, generator):
         assert (cagrad(jacobian, c=0.5) - expected).norm() <= 1e-6 * size
 
 
+def test_gradients_thirty_orders_of_magnitude_apart(generator):
+    for scales in itertools.product([1e-15, 1e-7, 1.0, 1e15], repeat=3):
+        jacobian = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        jacobian *= torch.tensor(scales, dtype=torch.float64)[:, None]
+        for ours, exact in (
+            (mgda(jacobian), mgda_reference(jacobian)),
+            (cagrad(jacobian, c=0.5), cagrad_reference(jacobian, c=0.5)),
+        ):
+            assert (ours - exact).norm() <= 1e-9 * exact.norm(), scales
+
+
 def test_nash_mtl_takes_no_notice_of_one_gradients_length():
     for index in range(40):
         jacobian = random_jacobian(7 * index)
@@ -213,6 +225,16 @@ def test_gradvac_begins_as_pcgrad():
         jacobian = random_jacobian(index)
         size = jacobian.norm(dim=1).sum()
         assert (GradVac()(jacobian) - pcgrad(jacobian)).norm() <= 1e-9 * size
+
+
+def test_gradvac_learns_nothing_from_a_gradient_that_it_has_cancelled():
+    """The first loses all to the second; what is left of it has no cosine with the third."""
+    rows = torch.tensor([[1.0], [-2.3], [0.7]]) * torch.tensor([0.3, 0.1, -0.7])
+    vaccine = GradVac(beta=0.5)
+    vaccine(rows)
+    [[_, second, third], *_] = vaccine.state_dict()["targets"]
+    assert second == pytest.approx(-0.5)
+    assert third == 0
 
 
 def test_gradvac_stays_finite_at_a_target_of_one():

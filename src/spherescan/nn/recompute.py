@@ -1,7 +1,8 @@
 """Keep the input of a computation instead of its inside, and compute it again for its gradient.
 
-`torch.utils.checkpoint` does the same through hooks on every saved tensor; on the small tensors of
-a model for series those hooks cost more than the computation (benchmarks/recompute.py).
+`torch.utils.checkpoint` does the same through hooks on every saved tensor. With one call for each
+direction of a block, which halves what is held, that costs more on small tensors than this does
+(benchmarks/recompute.py).
 """
 
 from collections.abc import Callable, Iterable

@@ -126,8 +126,6 @@ def _of_many(
     support = [int(i) for i in np.flatnonzero(peace)] or [int(np.argmin(mean / shares))]
     if peace @ cosines @ peace > 1:
         high = float(shares @ peace)
-    else:
-        low = max(low, float(shares @ peace))
     parts = peace
     for _ in range(200):  # the pieces are few; a bisection of 60 steps ends what rounding leaves
         s = _unit_length_at(matrix, cosines, shares, mean, support)
@@ -143,8 +141,7 @@ def _of_many(
             break
         low, high = (s, high) if square < 1 else (low, s)
         support = found
-    length = math.sqrt(max(float(parts @ cosines @ parts), 0.0))
-    return list(map(float, parts / length if length else parts))
+    return list(map(float, parts))
 
 
 def _between(low: float, high: float) -> float:

@@ -1,0 +1,69 @@
+"""A model that grows from two blocks to six while it trains, against the same one that does not.
+
+    python experiments/growth.py [--seeds 5]
+
+MNIST-1D, backpropagation, the settings of local_learning.py at width 16, where two blocks are too
+few. After a quarter of the steps four blocks are inserted so that the old ones end up as 0 and 2
+(specific:1,3,4,5), and the first two are frozen (first:2), one of which is new. Printed are the test accuracy of the last step and the gradient norm
+of each block there. The layout is the default of rust_trainer, whose own inserted blocks never
+learn: the last lines show the same growth with its blocks of zeros.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from local_learning import trainer_for
+
+from spherescan.train.step import gradient_norm
+
+STEPS = 1000
+SMALL = {"model__d_model": "16", "model__n_pool_heads": "2"}
+GROWN = {
+    "grow__layers": "6",
+    "grow__placement": "specific:1,3,4,5",
+    "grow__at_step": str(STEPS // 4),
+    "freeze__blocks": "first:2",
+}
+CASES: dict[str, dict[str, str]] = {
+    "two blocks": {},
+    "grown to six": GROWN,
+    "grown to six, blocks of zeros": GROWN | {"grow__init": "rust_trainer"},
+}
+
+
+def main() -> None:
+    """Print one line per run and the means."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="growth-"))
+    scores: dict[str, list[float]] = {case: [] for case in CASES}
+    for seed in range(options.seeds):
+        for case, settings in CASES.items():
+            trainer = trainer_for(
+                "MNIST-1D",
+                "backprop",
+                depth=2,
+                seed=seed,
+                steps=STEPS,
+                folder=folder,
+                **SMALL,
+                **settings,
+            )
+            trainer.fit()
+            score = trainer.evaluate(trainer.problem.validation()).score
+            trainer.close()
+            norms = [f"{gradient_norm(layer.parameters()):.1e}" for layer in trainer.model.layers]
+            scores[case].append(score)
+            print(f"{case}, seed {seed}: {score:.4f}, gradient norms {' '.join(norms)}", flush=True)
+    for case, values in scores.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{case}: {100 * statistics.mean(values):.2f} +- {100 * spread:.2f}")
+
+
+if __name__ == "__main__":
+    main()
