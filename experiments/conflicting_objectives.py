@@ -22,13 +22,15 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import mnist1d
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from spherescan.data.order import derived_seed, sample_order
@@ -186,7 +188,7 @@ def load() -> tuple[Samples, Samples]:
     )
 
 
-def _samples(x, *targets) -> Samples:
+def _samples(x: NDArray[np.float32], *targets: NDArray[np.generic]) -> Samples:
     named = zip(TASKS, map(torch.from_numpy, targets), strict=True)
     return Samples(torch.from_numpy(x)[:, :, None], dict(named))
 
@@ -332,7 +334,7 @@ def _cells(metrics: Sequence[Mapping[str, float]]) -> str:
     return f"{digit:.1f} | {position:.3f} | {noise:.4f}"
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     return statistics.mean(map(float, values))
 
 

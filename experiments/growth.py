@@ -4,9 +4,10 @@
 
 MNIST-1D, backpropagation, the settings of local_learning.py at width 16, where two blocks are too
 few. After a quarter of the steps four blocks are inserted so that the old ones end up as 0 and 2
-(specific:1,3,4,5), and the first two are frozen (first:2), one of which is new. Printed are the test accuracy of the last step and the gradient norm
-of each block there. The layout is the default of rust_trainer, whose own inserted blocks never
-learn: the last lines show the same growth with its blocks of zeros.
+(specific:1,3,4,5), and the first two are frozen (first:2), one of which is new. Printed are the
+test accuracy of the last step and the gradient norm of each block there. The layout is the default
+of rust_trainer, whose own inserted blocks never learn: the last lines show the same growth with
+its blocks of zeros.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """What weightings promise: positive, adding up, resumable; and what GradNorm is for."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -107,6 +108,11 @@ def test_two_objectives_of_very_different_scale_are_learned_together(generator):
     assert to_a > 50 * to_b
     to_a, to_b = distances(GradNorm(alpha=0.0))
     assert 0.5 < to_a / to_b < 2
+
+
+def test_the_weight_of_a_zero_gradient_gains_only_what_others_lose():
+    weights = GradNorm(rate=0.1)(torch.ones(2), torch.tensor([1.0, 0.0]))
+    assert (weights[1] / weights[0]).item() == pytest.approx(math.exp(0.1))
 
 
 def test_gradients_that_vanish_change_nothing():

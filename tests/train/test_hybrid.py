@@ -12,19 +12,10 @@ from spherescan.inference import Predictor
 from spherescan.runs import read_metrics
 from spherescan.train import Reporter, hybrid_step, resume, start
 from tests.tolerances import assert_close
+from tests.train import test_training
 from tests.train.test_training import write_series
 
-TINY = {
-    "model.d_model": "8",
-    "model.n_layers": "3",
-    "model.d_state": "4",
-    "model.expand": "1",
-    "data.batch_size": "4",
-    "optim.warmup_steps": "2",
-    "validation.every": "5",
-    "checkpoint.every": "4",
-    "run.steps": "12",
-}
+TINY = test_training.TINY | {"model.n_layers": "3"}
 HEADS = {"local.loss": "prototype"}
 MODES = {
     "backprop": {},

@@ -102,8 +102,6 @@ class GradNorm:
         slowness = [share * t / sum(left) if any(left) else 1.0 for share in left]
         weighted = [weight * norm for weight, norm in zip(self._weights, norms, strict=True)]
         mean = sum(weighted) / t
-        if not mean:
-            return
         moved = []
         for weight, length, slow in zip(self._weights, weighted, slowness, strict=True):
             excess = length - mean * slow**self._alpha
