@@ -1,6 +1,6 @@
 """Three objectives that want different things of one small model: which aggregation serves them?
 
-    python experiments/conflicting_objectives.py [--units equal|own] [--seeds 5]
+    python experiments/conflicting_objectives.py [--units equal|own] [--methods NAME ...]
     python experiments/conflicting_objectives.py --select
     python experiments/conflicting_objectives.py --cost
 
@@ -47,6 +47,8 @@ TASKS = ("digit", "position", "noise")
 RANGES = {"position": (0.0, mnist1d.LENGTH - 1.0), "noise": (0.0, mnist1d.NOISE_RANGE[1])}
 UNITS = ("equal", "own")
 SCALE = 12.0  # of the cosines in the softmax, as in the examples
+# A control: sums with weights by hand, for digit, position and noise.
+HAND_WEIGHTS = {f"sum_1_{weight}_{weight}": (1.0, weight, weight) for weight in (3, 10, 30)}
 METHODS = (*(name for name in AGGREGATORS if not name.startswith("rust_")), "gradnorm")
 T_QUANTILE = {3: 4.303, 5: 2.776, 10: 2.262}  # two-sided 95 %, by the number of seeds
 
@@ -205,6 +207,9 @@ def make_combine(method: str) -> Combine:
     if method == "gradnorm":
         weigh = GradNorm()
         return lambda jacobian, losses: weigh(losses, jacobian.norm(dim=1)) @ jacobian
+    if method in HAND_WEIGHTS:
+        weights = torch.tensor(HAND_WEIGHTS[method])
+        return lambda jacobian, _: weights @ jacobian
     aggregator = make_aggregator(method)
     return lambda jacobian, _: aggregator(jacobian)
 
@@ -339,17 +344,21 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def select() -> None:
-    """Print how the sum of the losses does on a fifth of the training set, by its settings."""
+    """Print how sums of the losses do on a fifth of the training set, by their settings."""
     whole, _ = load()
     n_fit = len(whole.x) * 4 // 5
     fit, unseen = taken(whole, slice(n_fit)), taken(whole, slice(n_fit, None))
     spreads = {name: float(unseen.targets[name].std()) for name in RANGES}
-    print("| units | pooling | lr | digit, % | position | noise | unexplained, mean |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    for units, pooling, lr in itertools.product(UNITS, POOLINGS, RATES):
-        settings = Settings(units=units, pooling=pooling, lr=lr)
+    print("| units | pooling | lr | method | digit, % | position | noise | unexplained, mean |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    tried = [
+        (Settings(units=units, pooling=pooling, lr=lr), "sum")
+        for units, pooling, lr in itertools.product(UNITS, POOLINGS, RATES)
+    ]
+    tried += [(CHOSEN["equal"], method) for method in HAND_WEIGHTS]
+    for settings, method in tried:
         found = [
-            train(fit, unseen, method="sum", seed=seed, settings=settings).metrics
+            train(fit, unseen, method=method, seed=seed, settings=settings).metrics
             for seed in SELECTION_SEEDS
         ]
         left = [
@@ -357,7 +366,8 @@ def select() -> None:
             for each in found
         ]
         print(
-            f"| {units} | {', '.join(pooling)} | {lr:g} | {_cells(found)} | {_mean(left):.3f} |",
+            f"| {settings.units} | {', '.join(settings.pooling)} | {settings.lr:g} | {method} "
+            f"| {_cells(found)} | {_mean(left):.3f} |",
             flush=True,
         )
 
@@ -408,6 +418,9 @@ def main() -> None:
     """Compare, select or time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--units", choices=UNITS, default="equal")
+    parser.add_argument(
+        "--methods", nargs="+", choices=(*METHODS, *HAND_WEIGHTS), default=METHODS, metavar="NAME"
+    )
     parser.add_argument("--seeds", type=int, choices=T_QUANTILE, default=5)
     parser.add_argument("--select", action="store_true", help="try settings of the sum")
     parser.add_argument("--cost", action="store_true", help="time the aggregation of two gradients")
@@ -418,7 +431,8 @@ def main() -> None:
     elif options.cost:
         cost(Settings())
     else:
-        compare(CHOSEN[options.units], options.seeds, METHODS)
+        methods = [method for method in options.methods if method != "sum"]
+        compare(CHOSEN[options.units], options.seeds, ["sum", *methods])
 
 
 if __name__ == "__main__":

@@ -223,7 +223,9 @@ class ReferenceTrainer:
     """Forward-Forward on every step, backpropagation on every `cadence`-th, one AdamW.
 
     Args:
-        lr: the configured peak rate; `ff_lr / lr` scales what Forward-Forward adds to D's gradient.
+        lr: the configured peak rate.
+        ff_lr: that of a step of Forward-Forward; `ff_lr / schedule(step)` scales what it adds to
+            D's gradient in a step of backpropagation.
         schedule: the rate of AdamW as a function of the step, counted from 0.
         grad_clip: the largest global norm of the trained tensors' gradients; 0 disables.
     """
@@ -295,7 +297,7 @@ class ReferenceTrainer:
             bp_grad = grads[f"layers.{i}.D"]
             conflicts += int(ff_grad @ bp_grad < 0.0)
             surgery = self._surgery(ff_grad, bp_grad)
-            grads[f"layers.{i}.D"] = bp_grad + self.ff_lr / self.lr * surgery
+            grads[f"layers.{i}.D"] = bp_grad + self.ff_lr / self.schedule(step) * surgery
         grads = {name: grad for name, grad in grads.items() if not self._frozen(name)}
         norm = float(np.sqrt(sum((grad**2).sum() for grad in grads.values())))
         clip = self.grad_clip / norm if 0.0 < self.grad_clip < norm else 1.0

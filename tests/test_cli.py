@@ -512,17 +512,21 @@ def test_a_run_of_the_preset_trains_resumes_and_predicts(tmp_path, monkeypatch, 
     assert main([*flags, "--steps", "4"]) == 0
     assert main([*flags, "--steps", "4"]) == 4
     assert "holds a run already" in capsys.readouterr().err
+    assert main([*flags, "--steps", "6", "--resume", "--lr", "0.1"]) == 2
+    assert "optim.lr defines the run and cannot change" in capsys.readouterr().err
+    assert main([*flags, "--steps", "6", "--resume", "--print-config"]) == 0
+    assert not Path("run/ckpt/step-000000000006.safetensors").exists()
     assert main([*flags, "--steps", "6", "--resume"]) == 0
     assert Path("run/ckpt/step-000000000006.safetensors").exists()
     assert main(["predict", "run", "tokens.txt"]) == 0
-    assert capsys.readouterr().out.strip().isdecimal()
+    assert capsys.readouterr().out.splitlines()[-1].isdecimal()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--preset", "rust"], "invalid choice: 'rust'"),
-        (["--preset", "rust-trainer", "--steps", "x"], 'run.steps is "x"'),
+        (["--preset", "rust-trainer", "--steps", "x"], "--steps is 'x'; it is a number"),
         (["--preset", "rust-trainer", "--stepz", "3"], "did you mean '--steps'?"),
         (["--preset", "rust-trainer"], "no training data"),
         (["--preset", "rust-trainer", "--resume"], "--resume needs --out-dir"),

@@ -298,8 +298,8 @@ def _train(options: argparse.Namespace) -> int:
     else:
         flags = _preset_flags(options)
         config = rust_trainer.rust_trainer_config(options.config, flags, _overrides(options))
-        if flags.get("resume") == "true":
-            return _go_on(config, options)
+        if flags.get("resume") == "true" and not options.print_config:
+            return _go_on(config, flags, options)
     if options.print_config:
         print(to_toml(config))
         return 0
@@ -312,13 +312,21 @@ def _train(options: argparse.Namespace) -> int:
     return _fit(start(config), options)
 
 
-def _go_on(config: RunConfig, options: argparse.Namespace) -> int:
-    """Resume the run in the folder that a configuration names, up to its number of steps."""
+def _go_on(config: RunConfig, flags: dict[str, str], options: argparse.Namespace) -> int:
+    """Resume the run in --out-dir; the command may be the one that began it, with --resume."""
     if config.run.dir is None:
         raise ConfigError("--resume needs --out-dir, the folder of the run")
+    usual = rust_trainer.rust_trainer_config(None, {})
+    given = {rust_trainer.FLAGS[name].key for name in flags}
+    changes = {}
+    for key, _ in settings():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if key != "run.dir" and (key in given or value != getattr(getattr(usual, section), name)):
+            changes[key] = value
     from spherescan.train import resume
 
-    return _fit(resume(Path(config.run.dir), {"run.steps": config.run.steps}), options)
+    return _fit(resume(Path(config.run.dir), changes), options)
 
 
 def _resume(options: argparse.Namespace) -> int:

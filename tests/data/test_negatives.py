@@ -63,4 +63,8 @@ def test_the_same_generator_gives_the_same_negatives():
 def test_the_negative_of_rust_trainer_by_hand():
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
     expected = torch.tensor([[[5.0, -6.0], [-1.0, 2.0], [3.0, -4.0]]])
-    assert torch.equal(rust_trainer_negative(x), expected)
+    everything = torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(rust_trainer_negative(x, everything), expected)
+    padded = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]])
+    expected = torch.tensor([[[3.0, -4.0], [-1.0, 2.0], [0.0, 0.0]]])
+    assert torch.equal(rust_trainer_negative(padded, padded[:, :, 0] != 0), expected)

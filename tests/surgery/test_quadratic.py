@@ -5,6 +5,9 @@ import pytest
 
 from spherescan.surgery.quadratic import nonnegative_minimum
 
+# Distance from dependence; below 1e-8 the float64 matrix does not hold it, and may be singular.
+NOISE = {"nearly dependent": 1e-6, "singular in float64": 1e-9}
+
 
 def problems(kind):
     """Bounded ones: h is a combination of the same vectors, whose inner products are M."""
@@ -15,15 +18,15 @@ def problems(kind):
         vectors = random.standard_normal((t, rank))
         if kind == "repeated":
             vectors = vectors[random.integers(t, size=t)]
-        if kind == "nearly dependent":
-            vectors = np.hstack([vectors, 1e-6 * random.standard_normal((t, t))])
+        if kind in NOISE:
+            vectors = np.hstack([vectors, NOISE[kind] * random.standard_normal((t, t))])
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         matrix = vectors @ vectors.T
         np.fill_diagonal(matrix, 1.0)
         yield random, matrix, vectors @ random.standard_normal(vectors.shape[1]), vectors
 
 
-@pytest.mark.parametrize("kind", ["regular", "dependent", "repeated", "nearly dependent"])
+@pytest.mark.parametrize("kind", ["regular", "dependent", "repeated", *NOISE])
 @pytest.mark.parametrize("guessed", [False, True])
 def test_the_value_falls_along_no_index(kind, guessed):
     for random, matrix, linear, vectors in problems(kind):
@@ -32,8 +35,8 @@ def test_the_value_falls_along_no_index(kind, guessed):
         assert (x >= 0).all()
         slope = linear - matrix @ x
         size = np.abs(linear).max() + np.linalg.norm(vectors.T @ x)
-        assert (slope <= 1e-7 * size).all()
-        assert (np.abs(slope[x > 0]) <= 1e-7 * size).all()
+        assert (slope <= 1e-6 * size).all()
+        assert (np.abs(slope[x > 0]) <= 1e-6 * size).all()
 
 
 def test_a_right_guess_is_the_answer():

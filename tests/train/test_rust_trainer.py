@@ -244,7 +244,7 @@ def flat(values: dict) -> list[tuple[str, object]]:
         ({"gradient-surgery-method": "cagrad"}, "unknown surgery method 'cagrad'; choose one of"),
         ({"packed-sequences": "false"}, "always true here"),
         ({"token-file": "a", "token-dir": "b"}, "--token-file and --token-dir exclude each other"),
-        ({"base-layers": "many"}, "--base-layers is 'many'"),
+        ({"base-layers": "many"}, "--base-layers is 'many'; it is a number"),
         ({"fail-on-non-finite": "maybe"}, "it is true or false"),
         ({"target-layers": "1", "freeze": "none"}, "grow.layers is 1 and the model has 2 already"),
         ({"placement": "specific:1,1,2,3"}, "names a position twice"),
@@ -252,6 +252,9 @@ def flat(values: dict) -> list[tuple[str, object]]:
         ({"freeze": "first:6"}, "all 6 blocks"),
         ({"bp-cadence-steps": "0"}, "surgery.backprop_every is 0"),
         ({"vocab-size": "some"}, "data.vocab_size"),
+        ({"prefetch-workers": "many"}, "--prefetch-workers is 'many'; it is a number"),
+        ({"gradnorm-alpha": "zz"}, "--gradnorm-alpha is 'zz'; it is a number"),
+        ({"resume": "maybe"}, "--resume is 'maybe'; it is true or false"),
     ],
 )
 def test_what_that_program_would_have_guessed_is_refused(flags, message):

@@ -4,6 +4,7 @@ A setting of that program becomes one or two of ours, so a run of this preset is
 other: it is saved, resumed and used for predictions in the same way.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,8 @@ METHODS = {
     "cagradstep": "rust_cagradstep",
 }
 
+_NUMBER = r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|\.[0-9]+([eE][+-]?[0-9]+)?"
+
 # The same for every run of that program.
 _FIXED: dict[str, dict[str, Any]] = {
     "data": {"source": "tokens"},
@@ -151,13 +154,14 @@ def rust_trainer_config(
         from_file, synthetic = _from_file(path)
         values |= from_file
     values |= flags or {}
-    for name in ("base-layers", "target-layers"):
-        if values[name] is not None and not str(values[name]).isdecimal():
-            raise ConfigError(f"--{name} is {values[name]!r}; give a number of layers")
+    for name, value in values.items():
+        _check_kind(name, value)
     tree = _tree(values)
     if synthetic:
         tree["data"]["source"] = "synthetic"
     overridden(tree, overrides or {})
+    if tree["surgery"]["backprop_every"] != 1:
+        tree["local"].setdefault("update", "sgd")
     data = tree["data"]
     if data["source"] == "synthetic":
         data.pop("extension", None)
@@ -182,7 +186,7 @@ def _tree(values: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
             "--packed-sequences is always true here; a window that holds several files starts each "
             "of them with an empty state, so nothing is gained by leaving it"
         )
-    tree["run"]["on_non_finite"] = "fail" if _truth(values, "fail-on-non-finite") else "skip"
+    tree["run"]["on_non_finite"] = "fail" if values["fail-on-non-finite"] == "true" else "skip"
     overridden(tree, _data(values))
     return tree
 
@@ -196,8 +200,6 @@ def _surgery(values: Mapping[str, str | None]) -> dict[str, str]:
         settings["surgery.rust_alpha"] = str(values["gradnorm-alpha"])
     if method == "cagradstep":
         settings["surgery.rust_lambda"] = str(values["cagrad-lambda"])
-    if values["bp-cadence-steps"] != "1":
-        settings["local.update"] = "sgd"
     return settings
 
 
@@ -216,10 +218,22 @@ def _data(values: Mapping[str, str | None]) -> dict[str, str]:
     return settings
 
 
-def _truth(values: Mapping[str, str | None], name: str) -> bool:
-    if values[name] not in {"true", "false"}:
-        raise ConfigError(f"--{name} is {values[name]!r}; it is true or false")
-    return values[name] == "true"
+def _check_kind(name: str, value: str | None) -> None:
+    """Refuse what is not of the kind of the default, also where nothing depends on it."""
+    default = FLAGS[name].default
+    if default is None or value is None:
+        return
+    if default in {"true", "false"}:
+        good = value in {"true", "false"}
+        wanted = "true or false"
+    elif re.fullmatch(r"[0-9.e-]+", default):
+        good = re.fullmatch(r"[0-9]+" if default.isdecimal() else _NUMBER, value) is not None
+        good = good or (name == "grad-clip-norm" and re.fullmatch(_NUMBER, value) is not None)
+        wanted = "a number"
+    else:
+        return
+    if not good:
+        raise ConfigError(f"--{name} is {value!r}; it is {wanted}")
 
 
 def _from_file(path: Path) -> tuple[dict[str, str], bool]:
@@ -237,7 +251,8 @@ def _from_file(path: Path) -> tuple[dict[str, str], bool]:
     run_id = flat.pop("logging.run_id", None)
     if run_id is not None:
         flat["logging.log_dir"] = str(Path(flat.get("logging.log_dir", "runs")) / str(run_id))
-    return {_FILE[key]: _text(value) for key, value in flat.items()}, synthetic is not None
+    given = {_FILE[key]: _text(value) for key, value in flat.items() if value is not None}
+    return given, synthetic is not None
 
 
 def _text(value: Any) -> str:

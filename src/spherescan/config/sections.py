@@ -420,10 +420,32 @@ class RunConfig(Section):
                 'local.loss = "rust_trainer" compares the input of a block with its vector D: '
                 "it needs model.expand = 1 and local.group = 1"
             )
+        if local.loss == "rust_trainer" and self.surgery.weighting == "gradnorm":
+            raise ValueError(
+                'surgery.weighting = "gradnorm" compares losses with their first values; that of '
+                'local.loss = "rust_trainer" may be zero'
+            )
+        if local.predict == "mean" and (self.grow.layers or self.freeze.blocks != "none"):
+            raise ValueError(
+                'local.predict = "mean" averages the heads of all blocks; with grow.layers or '
+                "freeze.blocks some of them have not learned"
+            )
+        depth = self.n_layers_grown
+        group = 1 if local.mode == "detached" else local.group
+        if local.loss in {"prototype", "cross_entropy"} and group >= depth:
+            raise ValueError(
+                f"local.group is {group} and the model has {depth} blocks: no block would have a "
+                "local loss; give more blocks, or a smaller group"
+            )
         if local.stop_gradient_every % local.group:
             raise ValueError(
                 f"local.stop_gradient_every is {local.stop_gradient_every}; it must be a multiple "
                 f"of local.group, which is {local.group}"
+            )
+        if local.stop_gradient_every >= depth:
+            raise ValueError(
+                f"local.stop_gradient_every is {local.stop_gradient_every}; the model has {depth} "
+                "blocks, so nothing would be cut"
             )
 
     def _check_depth(self) -> None:

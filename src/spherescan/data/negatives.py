@@ -59,13 +59,20 @@ def time_shift(
     return x.gather(1, index[:, :, None].expand_as(x))
 
 
-def rust_trainer_negative(x: Float[Tensor, "b l m"]) -> Float[Tensor, "b l m"]:
+def rust_trainer_negative(
+    x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]
+) -> Float[Tensor, "b l m"]:
     """Return the negative of rust_trainer 0.1.4: one step late, every second sign turned.
 
         x[(t - 1) mod l, i] * (+1 if t + i is even else -1)
 
     Args:
         x: What enters a block.
+        mask: True on real positions; l counts them, and padding stays where it is.
     """
     parity = torch.arange(x.shape[1])[:, None] + torch.arange(x.shape[2])
-    return x.roll(1, dims=1) * (1 - 2 * (parity % 2)).to(x.dtype)
+    position = torch.arange(x.shape[1]).expand(x.shape[:2])
+    before = (position - 1) % mask.sum(1, keepdim=True).clamp(min=1)
+    index = torch.where(mask, before, position)
+    late = x.gather(1, index[:, :, None].expand_as(x))
+    return late * (1 - 2 * (parity % 2)).to(x.dtype)

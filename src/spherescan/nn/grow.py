@@ -62,6 +62,7 @@ def insert_blocks(
 
     old_heads = {moved[int(key)]: head for key, head in model.local_heads.items()}
     wanted = sorted(old_heads) if local_heads is None else local_heads
+    assert all(0 <= index < depth for index in wanted)
     heads = nn.ModuleDict()
     for index in wanted:
         if index in old_heads:

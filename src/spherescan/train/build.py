@@ -49,7 +49,7 @@ def start(config: RunConfig) -> Trainer:
     return trainer
 
 
-def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Trainer:
+def resume(run_dir: Path, changes: Mapping[str, object] | None = None) -> Trainer:
     """Go on with a run from its newest checkpoint.
 
     The configuration comes from the checkpoint.
@@ -75,7 +75,7 @@ def resume(run_dir: Path, changes: Mapping[str, int | str] | None = None) -> Tra
         raise
 
 
-def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, int | str]) -> Trainer:
+def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, object]) -> Trainer:
     checkpoint = store.load()
     config = _changed(checkpoint.state["config"], changes)
     _prepare_torch(config)
@@ -85,7 +85,11 @@ def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, int | str]) 
     if config.run.steps < done:
         raise ConfigError(f"run.steps is {config.run.steps}; the run is at step {done} already")
     description = with_layers(problem.description, config, config.n_layers_at(done))
-    if description != ModelDescription.from_json(checkpoint.state["model"]):
+    try:
+        saved = ModelDescription.from_json(checkpoint.state["model"])
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint is of another version: {error}") from error
+    if description != saved:
         raise CheckpointError(
             f"{store.checkpoint_path(checkpoint.state['step'])}: is of another "
             "model than its configuration"
@@ -131,22 +135,22 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
         assert isinstance(model.embedding, SeriesEmbedding)
         model.embedding.set_statistics(*mean_std)
     if base is not None:
-        load_base(model, base, Path(str(config.grow.base)))
+        load_base(model, base, Path(str(config.grow.base)), local_loss=config.local.loss)
     if place and config.grow.layers is not None and config.grow.at_step == 0:
         grow(model, config)
     model.recompute = config.run.recompute
     return problem, model
 
 
-def _changed(saved: dict[str, object], changes: Mapping[str, int | str]) -> RunConfig:
+def _changed(saved: dict[str, object], changes: Mapping[str, object]) -> RunConfig:
     tree = {section: dict(values) for section, values in saved.items() if isinstance(values, dict)}
     for key, value in changes.items():
-        if key not in CHANGEABLE:
+        section, _, name = key.partition(".")
+        if key not in CHANGEABLE and tree[section][name] != value:
             raise ConfigError(
                 f"{key} defines the run and cannot change; start a new run, or change only "
                 f"{', '.join(CHANGEABLE)}"
             )
-        section, _, name = key.partition(".")
         tree[section][name] = value
     return parse_config(tree)
 

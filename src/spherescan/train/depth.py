@@ -50,13 +50,17 @@ def read_base(path: Path) -> Checkpoint:
     return RunStore.open(path).load_best()
 
 
-def load_base(model: SequenceModel, base: Checkpoint, path: Path) -> None:
-    """Load the weights of another run into the model; local heads that it lacks stay fresh.
+def load_base(model: SequenceModel, base: Checkpoint, path: Path, *, local_loss: str) -> None:
+    """Load the weights of another run into the model.
+
+    Local heads that it lacks, or that learned by another loss, stay fresh.
 
     Raises:
         CheckpointError: It is of another model.
     """
     weights = base.below("model/")
+    if base.state["config"]["local"]["loss"] != local_loss:
+        weights = {n: value for n, value in weights.items() if not n.startswith(_LOCAL_HEADS)}
     own = model.state_dict()
     kept = {name: value for name, value in own.items() if name.startswith(_LOCAL_HEADS)}
     found = {

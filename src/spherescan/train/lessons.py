@@ -1,6 +1,7 @@
 """What each group of blocks learns by in a step, and three ways to make gradients of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,12 @@ class Lesson:
     local: Tensor | None = None
     scores: Scores | None = None
     meeting: Meeting | None = None
+
+    @property
+    def mean_local(self) -> Tensor:
+        """The mean local loss; 0 when nothing has a target."""
+        assert self.local is not None
+        return self.local.sum() / max(1, self.local.numel())
 
 
 def lessons_of(
@@ -60,10 +67,9 @@ def lessons_of(
             if blocks.start > 0 and (not joined or rule.is_cut(blocks.start)):
                 x = x.detach()
             base, update = model.through(blocks, x, mask=passing.mask, reset=passing.reset)
-            has_local = local is not None and (local.at_last or not last)
-            if has_local and any(is_trained(model.layers[i]) for i in blocks):
-                assert local is not None
-                lesson.local = local.loss(Passage(model, blocks, x, base + update, batch))
+            out = base + update if local is not None else base
+            if local is not None and (local.at_last or not last) and _learns(model, blocks):
+                lesson.local = local.loss(Passage(model, blocks, x, out, batch))
             if last and reads_out:
                 if local is not None:
                     base, update = local.narrow(base), local.narrow(update)
@@ -71,8 +77,7 @@ def lessons_of(
                     base, update = base.detach(), update.detach()
                 z = model.read_out(base, update, mask=batch.mask)
                 lesson.scores = objective.score(z, model.head, batch.targets)
-            if not last:
-                x = base + update
+            x = out
             yield lesson
 
 
@@ -80,7 +85,7 @@ def learn_alone(lessons: Iterable[Lesson]) -> list[Lesson]:
     """Run backward through each group before the next one runs forward."""
     done = []
     for lesson in lessons:
-        losses = [] if lesson.local is None else [lesson.local.mean()]
+        losses = [] if lesson.local is None else [lesson.mean_local]
         if lesson.scores is not None:
             losses.append(lesson.scores.mean_loss)
         _backward(losses)
@@ -91,60 +96,89 @@ def learn_alone(lessons: Iterable[Lesson]) -> list[Lesson]:
 def learn_summed(lessons: Iterable[Lesson], *, weight: float) -> list[Lesson]:
     """Run forward through all groups, then backward once through the sum of all losses."""
     done = list(lessons)
-    losses = [weight * lesson.local.mean() for lesson in done if lesson.local is not None]
+    losses = [weight * lesson.mean_local for lesson in done if lesson.local is not None]
     assert done[-1].scores is not None
     _backward([*losses, done[-1].scores.mean_loss])
     return done
 
 
 def learn_merged(
-    model: SequenceModel, lessons: Iterable[Lesson], rule: LearningRule, mergers: Sequence[Merger]
+    model: SequenceModel,
+    lessons: Iterable[Lesson],
+    rule: LearningRule,
+    mergers: Sequence[Merger],
+    *,
+    local_scale: float,
 ) -> list[Lesson]:
     """Compute the gradients of local losses and of backpropagation apart, and merge them by group.
 
-    A group that ends at a cut has no gradient from above: its local loss takes that place.
+    A group that ends at a cut has no gradient from above: its local loss takes that place, for
+    itself and for the groups below it. When anything is not finite, nothing is merged.
     """
     done = list(lessons)
-    assert done[-1].scores is not None
-    main = done[-1].scores.mean_loss
-    tops: list[Tensor] = [main]
-    apart: dict[int, Tensor] = {}
-    for number, lesson in enumerate(done):
-        if lesson.local is not None:
-            loss = rule.weight * lesson.local.mean()
-            if rule.is_cut(lesson.blocks.stop) and lesson is not done[-1]:
-                tops.append(loss)
-            else:
-                apart[number] = loss
-    reached: list[list[nn.Parameter]] = [_parameters(model, lesson.blocks) for lesson in done]
+    scores = done[-1].scores
+    assert scores is not None
+    above, tops = scores.mean_loss, [scores.mean_loss]
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}  # local loss, and that of backpropagation
+    for number in reversed(range(len(done))):
+        lesson = done[number]
+        if lesson.local is None:
+            continue
+        loss = rule.weight * lesson.mean_local
+        if rule.is_cut(lesson.blocks.stop) and lesson is not done[-1]:
+            above = loss
+            tops.append(loss)
+        else:
+            pairs[number] = (loss, above)
+    reached = {number: _parameters(model, done[number].blocks) for number in pairs}
     local = {
         number: torch.autograd.grad(loss, reached[number], retain_graph=True, allow_unused=True)
-        for number, loss in apart.items()
+        for number, (loss, _) in pairs.items()
+        if loss.requires_grad
     }
-    every = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(tops, every, allow_unused=True)
-    backprop = dict(zip(map(id, every), gradients, strict=True))
-    for parameter in every:
-        parameter.grad = backprop[id(parameter)]
-    for number, gradient in local.items():
+    _backward(tops)
+    losses = [float(loss.detach()) for pair in pairs.values() for loss in pair]
+    gradients: list[Tensor | None] = [g for each in local.values() for g in each]
+    gradients += [p.grad for p in model.parameters()]
+    found = [g for g in gradients if g is not None]
+    if not all(map(math.isfinite, losses)) or not all(bool(g.isfinite().all()) for g in found):
+        return _unmerged(done, reached, local)
+    for number, own in local.items():
         parameters = reached[number]
+        values = (pairs[number][0].item(), pairs[number][1].item())
         merged, done[number].meeting = mergers[number](
-            gradient, [p.grad for p in parameters], (apart[number].item(), main.item())
+            own, [p.grad for p in parameters], values, local_scale=local_scale
         )
         for parameter, value in zip(parameters, merged, strict=True):
             parameter.grad = value
     return done
 
 
-def is_trained(module: nn.Module) -> bool:
-    """Return whether any parameter of a module is trained."""
-    return any(p.requires_grad for p in module.parameters())
+def _unmerged(
+    done: list[Lesson],
+    reached: dict[int, list[nn.Parameter]],
+    local: Mapping[int, Sequence[Tensor | None]],
+) -> list[Lesson]:
+    """Add gradients of which some are not finite, so that the guard of the step sees them."""
+    for number, gradients in local.items():
+        for parameter, gradient in zip(reached[number], gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return done
+
+
+def _learns(model: SequenceModel, blocks: range) -> bool:
+    """Return whether a local loss reaches anything: blocks of the group, or what feeds it."""
+    modules = [model.layers[i] for i in blocks] + ([model.embedding] if blocks.start == 0 else [])
+    return any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def _backward(losses: list[Tensor]) -> None:
     losses = [loss for loss in losses if loss.requires_grad]
-    if losses:
-        torch.autograd.backward(losses)
+    # Between two lessons the forward pass still holds its autocast, which is not for gradients.
+    with torch.autocast("cpu", enabled=False):
+        if losses:
+            torch.autograd.backward(losses)
 
 
 def _parameters(model: SequenceModel, blocks: range) -> list[nn.Parameter]:

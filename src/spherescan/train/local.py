@@ -114,7 +114,7 @@ class Goodness:
             positive = x + labels[batch.targets][:, None]
             negative = x + labels[wrong][:, None]
         elif self.negatives == "rust_trainer":
-            negative = rust_trainer_negative(x)
+            negative = rust_trainer_negative(x, batch.mask)
         else:
             negative = NEGATIVES[self.negatives](x, batch.mask, generator=generator)
         reset = None if batch.reset is None else batch.reset.repeat(3, 1)
@@ -155,7 +155,10 @@ class RustTrainer:
     def loss(self, passage: Passage) -> Tensor:
         """Compare the mean input of the block with that of its negative, through D."""
         x = passage.x_in.detach()
-        positive, negative = x.mean((0, 1)), rust_trainer_negative(x).mean((0, 1))
+        mask = passage.batch.mask
+        real = mask[:, :, None].to(x.dtype)
+        both = (x, rust_trainer_negative(x, mask))
+        positive, negative = ((h * real).sum((0, 1)) / real.sum() for h in both)
         layers = [passage.model.layers[i] for i in passage.blocks]
         named = [pair for layer in layers for pair in layer.named_parameters()]
         thetas = [theta for name, theta in named if name.endswith(".D")]

@@ -3,15 +3,14 @@
 Letters: p parameters that both reach.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spherescan.surgery import Aggregator, EqualWeights, GradNorm, GradVac
+from spherescan.surgery import EqualWeights, GradNorm, GradVac
 
 # Of which cosine and weights are reported: 0 / 0 has no angle.
 _TINY = 1e-30
@@ -36,23 +35,33 @@ class Merger:
     Args:
         aggregate: Two rows to one direction.
         weigh: Losses and gradient norms to weights.
+        scaled: Whether `aggregate` takes the factor of the local gradient.
     """
 
-    def __init__(self, aggregate: Aggregator, weigh: EqualWeights | GradNorm) -> None:
-        self._aggregate, self._weigh = aggregate, weigh
+    def __init__(
+        self,
+        aggregate: Callable[..., Tensor],
+        weigh: EqualWeights | GradNorm,
+        *,
+        scaled: bool = False,
+    ) -> None:
+        self._aggregate, self._weigh, self._scaled = aggregate, weigh, scaled
 
     def __call__(
         self,
         local: Sequence[Tensor | None],
         backprop: Sequence[Tensor | None],
         losses: tuple[float, float],
+        *,
+        local_scale: float = 1.0,
     ) -> tuple[list[Tensor | None], Meeting | None]:
         """Merge where both gradients exist, and take the one that exists elsewhere.
 
         Args:
             local: One gradient per parameter; None where the local loss does not depend on it.
             backprop: The same of backpropagation.
-            losses: Value of both losses.
+            losses: Value of both losses; finite, as all gradients must be.
+            local_scale: Factor of the local gradient, for an aggregator that takes it.
 
         Returns:
             The merged gradients, and how they met; None when no parameter has both.
@@ -72,19 +81,21 @@ class Merger:
             ]
         )
         norms = torch.linalg.vector_norm(jacobian, dim=1)
-        if not all(map(math.isfinite, [*losses, *norms.tolist()])):
-            # The step will be left out; what is not finite must still be seen.
-            for index, a, b in shared:
-                merged[index] = a + b
-            return merged, None
-        weights = self._weigh(torch.tensor(losses), norms.float())
+        weights = self._weights(losses, norms)
         cosine = torch.dot(jacobian[0], jacobian[1]) / norms.prod().clamp(min=_TINY)
-        direction = self._aggregate(jacobian * weights.to(jacobian)[:, None])
+        scale = {"local_scale": local_scale} if self._scaled else {}
+        direction = self._aggregate(jacobian * weights.to(jacobian)[:, None], **scale)
         offset = 0
         for index, a, _ in shared:
             merged[index] = direction[offset : offset + a.numel()].view_as(a)
             offset += a.numel()
         return merged, Meeting(float(cosine), (float(weights[0]), float(weights[1])))
+
+    def _weights(self, losses: tuple[float, float], norms: Tensor) -> Tensor:
+        begun = isinstance(self._weigh, EqualWeights) or self._weigh.state_dict()["first"]
+        if not begun and min(losses) <= 0:
+            return torch.ones(2)  # GradNorm measures from the first losses: nothing to measure yet
+        return self._weigh(torch.tensor(losses), norms.float())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what changes, as plain values."""

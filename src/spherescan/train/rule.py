@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from spherescan.config import RunConfig
 from spherescan.losses import LOCAL_LOSSES
-from spherescan.surgery import EqualWeights, GradNorm, make_aggregator
+from spherescan.surgery import make_aggregator, make_weighting
 from spherescan.train.local import Goodness, HeadLoss, LocalLoss, RustTrainer
 from spherescan.train.merge import Merger
 from spherescan.train.problem import Problem
@@ -102,16 +102,13 @@ def _merger(config: RunConfig) -> Merger:
     options: dict[str, float] = {}
     if name == "cagrad":
         options["c"] = surgery.cagrad_c
-    if name.startswith("rust_"):
-        peak = config.optim.lr if config.local.lr is None else config.local.lr
-        options |= {"epsilon": surgery.rust_epsilon, "local_scale": peak / config.optim.lr}
+    rust = name.startswith("rust_")
+    if rust:
+        options["epsilon"] = surgery.rust_epsilon
     if name == "rust_gradnorm":
         options["alpha"] = surgery.rust_alpha
     if name == "rust_cagradstep":
         options["lam"] = surgery.rust_lambda
-    weigh = (
-        GradNorm(alpha=surgery.gradnorm_alpha)
-        if surgery.weighting == "gradnorm"
-        else EqualWeights()
-    )
-    return Merger(make_aggregator(name, **options), weigh)
+    weighting = {"alpha": surgery.gradnorm_alpha} if surgery.weighting == "gradnorm" else {}
+    weigh = make_weighting(surgery.weighting, **weighting)
+    return Merger(make_aggregator(name, **options), weigh, scaled=rust)

@@ -93,6 +93,7 @@ def hybrid_step(
     lr: float,
     local_lr: float,
     grad_clip: float,
+    local_scale: float = 1.0,
 ) -> StepMetrics:
     """Update the model on one batch.
 
@@ -110,6 +111,8 @@ def hybrid_step(
         lr: Learning rate when backpropagation joins.
         local_lr: Learning rate when it does not.
         grad_clip: Largest gradient norm; 0 for no clipping.
+        local_scale: Factor of a local gradient after surgery by a method of rust_trainer, whose
+            local learning rate is not that of its optimiser.
     """
     # Of all parameters: one that was frozen since the last step must not keep its gradient.
     model.zero_grad(set_to_none=True)
@@ -118,7 +121,7 @@ def hybrid_step(
     if not joined:
         done = learn_alone(lessons)
     elif rule.local is not None and rule.mode == "surgery":
-        done = learn_merged(model, lessons, rule, mergers)
+        done = learn_merged(model, lessons, rule, mergers, local_scale=local_scale)
     else:
         done = learn_summed(lessons, weight=rule.weight)
 
@@ -181,7 +184,7 @@ def _describe(model: SequenceModel, lesson: Lesson) -> GroupMetrics:
     meeting = lesson.meeting
     return GroupMetrics(
         blocks=lesson.blocks,
-        local_loss=None if lesson.local is None else lesson.local.mean().item(),
+        local_loss=None if lesson.local is None else lesson.mean_local.item(),
         cosine=None if meeting is None else meeting.cosine,
         weights=None if meeting is None else meeting.weights,
         grad_norm=gradient_norm(_trained(model, lesson.blocks)),

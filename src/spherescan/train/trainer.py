@@ -187,6 +187,7 @@ class Trainer:
             lr=lr,
             local_lr=local_lr,
             grad_clip=config.optim.grad_clip,
+            local_scale=self._peak_local_lr / lr if lr else 0.0,
         )
         joined = self.rule.backprop_joins(counters.step)
         counters.step += 1
@@ -213,8 +214,13 @@ class Trainer:
             total_steps=self.config.run.steps,
             min_scale=optim.min_lr_scale,
         )
-        peak = optim.lr if local.lr is None else local.lr
+        peak = self._peak_local_lr
         return lr, peak if local.update == "sgd" else lr * (peak / optim.lr)
+
+    @property
+    def _peak_local_lr(self) -> float:
+        local = self.config.local
+        return self.config.optim.lr if local.lr is None else local.lr
 
     def _change_depth(self) -> None:
         """Grow, freeze and unfreeze when it is time to, and keep all state that stays valid."""
@@ -224,12 +230,11 @@ class Trainer:
             return
         if growing:
             grow(self.model, config)
-            kept = iter(self.mergers)
-            new = config.new_positions() if config.local.group == 1 else range(len(self.mergers))
-            self.mergers = [
-                fresh if index in new else next(kept)
-                for index, fresh in enumerate(self._make_mergers())
-            ]
+            made, kept = self._make_mergers(), iter(self.mergers)
+            if self.rule.group == 1:  # otherwise groups have other blocks than before
+                new = config.new_positions()
+                made = [m if index in new else next(kept) for index, m in enumerate(made)]
+            self.mergers = made
         set_frozen(self.model, config, step)
         former = self.optimizer
         self.optimizer = self._make_optimizer()
@@ -299,7 +304,12 @@ class Trainer:
             self.save()
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.validation.patience
+        config = self.config
+        patience = config.validation.patience
+        if self.counters.step < max(
+            config.grow.at_step, config.freeze.until_step
+        ):  # a change still to come may bring what has stopped improving further
+            return False
         return 0 < patience <= self.counters.since_improvement
 
     def _validate(self, report: Reporter) -> None:
