@@ -184,7 +184,7 @@ def test_their_defaults_are_the_published_ones():
     assert (config.run.steps, config.run.seed, config.surgery.backprop_every) == (5000, 42, 32)
     assert (config.model.n_layers, config.grow.layers) == (2, 6)
     assert config.new_positions() == (1, 3, 4, 5)
-    assert config.frozen_blocks_at(0) == (0, 1)
+    assert config.frozen_blocks() == (0, 1)
     assert (config.optim.lr, config.local.lr) == (1e-4, 1e-4)
     assert config.surgery.aggregator == "rust_pcgrad"
     assert (config.data.vocab_size, config.run.on_non_finite) == ("auto", "skip")

@@ -3,7 +3,6 @@
 A setting is one field with its docstring; the key in a file, the flag and the help follow from it.
 """
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -188,6 +187,11 @@ class LocalConfig(Section):
     predict: Literal["last", "mean"] = "last"
     """Whether the last head predicts, or all prototype heads together."""
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether blocks are read out by heads of their own."""
+        return self.loss in {"prototype", "cross_entropy"}
+
 
 class SurgeryConfig(Section):
     """When backpropagation joins, and how its gradient is merged with the local one."""
@@ -307,187 +311,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _across_sections(self) -> "RunConfig":
-        tokens = self.data.source != "series"
-        if self.data.source == "synthetic" and self.data.vocab_size == "auto":
-            raise ValueError('data.vocab_size = "auto" needs data; give synthetic tokens a number')
-        if self.data.source == "synthetic" and self.data.train is not None:
-            raise ValueError('data.train and data.source = "synthetic" exclude each other')
-        if tokens and self.model.bidirectional:
-            raise ValueError(
-                'model.bidirectional sees the tokens to predict; it is for data.source = "series"'
-            )
-        if tokens and self.data.task == "regression":
-            raise ValueError('data.task = "regression" is for data.source = "series"')
-        if not tokens and not self.model.pooling:
-            raise ValueError("model.pooling is empty; a series needs at least one")
-        for key, effective, condition in self._conditional():
-            section, _, name = key.partition(".")
-            value = getattr(getattr(self, section), name)
-            usual = getattr(type(self).model_fields[section].default, name)
-            if not effective and value != usual:
-                raise ValueError(f"{key} is {json.dumps(value)}; it has an effect only {condition}")
-        self._check_local()
-        self._check_depth()
-        self._check_form()
+        from spherescan.config.checks import check  # noqa: PLC0415  it needs this class
+
+        check(self)
         return self
-
-    def _conditional(self) -> list[tuple[str, bool, str]]:
-        """Return the settings that only matter under a condition, and whether it holds."""
-        series = self.data.source == "series"
-        softmax = self.prototypes.loss == "softmax" and self.data.task == "classification"
-        classes = self.data.task == "classification"
-        attention = series and "attention" in self.model.pooling
-        return [
-            ("data.jitter", series, 'with data.source = "series"'),
-            ("data.seq_len", not series, "with tokens"),
-            ("data.vocab_size", not series, "with tokens"),
-            ("data.extension", self.data.source == "tokens", 'with data.source = "tokens"'),
-            ("validation.batches", not series, "with tokens"),
-            ("model.pooling", series, 'with data.source = "series"'),
-            ("model.n_pool_heads", attention, 'with "attention" in model.pooling'),
-            ("prototypes.loss", classes, 'with data.task = "classification"'),
-            ("prototypes.learnable", classes, 'with data.task = "classification"'),
-            ("prototypes.scale", softmax, 'with prototypes.loss = "softmax"'),
-            ("prototypes.margin", softmax, 'with prototypes.loss = "softmax"'),
-            *self._conditional_on_local(),
-            *self._conditional_on_depth(),
-        ]
-
-    def _conditional_on_local(self) -> list[tuple[str, bool, str]]:
-        local, surgery = self.local, self.surgery
-        some = local.loss != "none"
-        joint = some and local.mode in {"deep", "surgery"}
-        merged = some and local.mode == "surgery"
-        alone = some and (not joint or surgery.backprop_every > 1)
-        told = local.loss in {"goodness", "symmetric_goodness"}
-        rust = surgery.aggregator.startswith("rust_")
-        learning = "with a local.loss"
-        meeting = 'with a local.loss and local.mode = "deep" or "surgery"'
-        merging = 'with a local.loss and local.mode = "surgery"'
-        steps = "when some steps are local: another local.mode or a larger surgery.backprop_every"
-        return [
-            ("local.mode", some, learning),
-            ("local.group", some and local.mode != "detached", 'unless local.mode = "detached"'),
-            ("local.stop_gradient_every", joint, meeting),
-            ("local.weight", joint, meeting),
-            ("local.lr", alone or (merged and rust), steps),
-            ("local.update", alone, steps),
-            ("local.negatives", told, "with a goodness loss"),
-            ("local.threshold", local.loss == "goodness", 'with local.loss = "goodness"'),
-            ("local.alpha", local.loss == "symmetric_goodness", "with symmetric_goodness"),
-            ("local.predict", local.loss == "prototype", 'with local.loss = "prototype"'),
-            ("surgery.backprop_every", joint, meeting),
-            ("surgery.aggregator", merged, merging),
-            ("surgery.weighting", merged, merging),
-            ("surgery.cagrad_c", surgery.aggregator == "cagrad", "with cagrad"),
-            ("surgery.gradnorm_alpha", surgery.weighting == "gradnorm", "with gradnorm"),
-            ("surgery.rust_epsilon", rust, "with an aggregator of rust_trainer"),
-            ("surgery.rust_alpha", surgery.aggregator == "rust_gradnorm", "with rust_gradnorm"),
-            (
-                "surgery.rust_lambda",
-                surgery.aggregator == "rust_cagradstep",
-                "with rust_cagradstep",
-            ),
-        ]
-
-    def _conditional_on_depth(self) -> list[tuple[str, bool, str]]:
-        growing = self.grow.layers is not None
-        freeze = self.freeze
-        frozen = freeze.blocks != "none" or freeze.embedding or freeze.prototypes
-        return [
-            ("grow.placement", growing, "with grow.layers"),
-            ("grow.at_step", growing, "with grow.layers"),
-            ("grow.init", growing, "with grow.layers"),
-            ("freeze.prototypes", self.prototypes.learnable, "with prototypes.learnable"),
-            ("freeze.until_step", frozen, "when something is frozen"),
-        ]
-
-    def _check_local(self) -> None:
-        local = self.local
-        told = local.loss in {"goodness", "symmetric_goodness"}
-        classes = self.data.source == "series" and self.data.task == "classification"
-        if told and local.negatives == "wrong_label" and not classes:
-            raise ValueError(
-                'local.negatives = "wrong_label" needs one class per sequence; choose another, or '
-                'data.task = "classification" of series'
-            )
-        if local.loss == "cross_entropy" and self.data.task == "regression":
-            raise ValueError(
-                'local.loss = "cross_entropy" needs classes; choose "prototype" for a regression'
-            )
-        if local.loss == "rust_trainer" and (self.model.expand != 1 or local.group != 1):
-            raise ValueError(
-                'local.loss = "rust_trainer" compares the input of a block with its vector D: '
-                "it needs model.expand = 1 and local.group = 1"
-            )
-        if local.loss == "rust_trainer" and self.surgery.weighting == "gradnorm":
-            raise ValueError(
-                'surgery.weighting = "gradnorm" compares losses with their first values; that of '
-                'local.loss = "rust_trainer" may be zero'
-            )
-        if local.predict == "mean" and (self.grow.layers or self.freeze.blocks != "none"):
-            raise ValueError(
-                'local.predict = "mean" averages the heads of all blocks; with grow.layers or '
-                "freeze.blocks some of them have not learned"
-            )
-        depth = self.n_layers_grown
-        group = 1 if local.mode == "detached" else local.group
-        if local.loss in {"prototype", "cross_entropy"} and group >= depth:
-            raise ValueError(
-                f"local.group is {group} and the model has {depth} blocks: no block would have a "
-                "local loss; give more blocks, or a smaller group"
-            )
-        if local.stop_gradient_every % local.group:
-            raise ValueError(
-                f"local.stop_gradient_every is {local.stop_gradient_every}; it must be a multiple "
-                f"of local.group, which is {local.group}"
-            )
-        if local.stop_gradient_every >= depth:
-            raise ValueError(
-                f"local.stop_gradient_every is {local.stop_gradient_every}; the model has {depth} "
-                "blocks, so nothing would be cut"
-            )
-
-    def _check_depth(self) -> None:
-        grow, freeze = self.grow, self.freeze
-        if grow.layers is not None:
-            new_positions(grow.placement, base=self.model.n_layers, target=grow.layers)
-            if grow.at_step >= self.run.steps:
-                raise ValueError(
-                    f"grow.at_step is {grow.at_step}; the run ends at step {self.run.steps}"
-                )
-            if 0 < freeze.until_step <= grow.at_step:
-                raise ValueError(
-                    f"freeze.until_step is {freeze.until_step}; what is frozen is so from "
-                    f"grow.at_step on, which is {grow.at_step}"
-                )
-        frozen_blocks(freeze.blocks, depth=self.n_layers_grown)
-
-    def _check_form(self) -> None:
-        model, prototypes = self.model, self.prototypes
-        if (prototypes.init == "rust_trainer") != (prototypes.loss == "rust_trainer"):
-            raise ValueError(
-                'prototypes.init = "rust_trainer" and prototypes.loss = "rust_trainer" belong '
-                "together: the one never normalises what the other would"
-            )
-        if model.form == "standard":
-            return
-        wanted = {"expand": 1, "gate": False, "dt_rank": 1}
-        for name, value in wanted.items():
-            if getattr(model, name) != value:
-                raise ValueError(
-                    f'model.form = "rust_trainer" needs model.{name} = {json.dumps(value)}, not '
-                    f"{json.dumps(getattr(model, name))}"
-                )
-        if self.data.source == "series":
-            raise ValueError(
-                'model.form = "rust_trainer" is for tokens, not data.source = "series"'
-            )
-        if prototypes.dim not in {None, model.d_model}:
-            raise ValueError(
-                f'prototypes.dim is {prototypes.dim}; with model.form = "rust_trainer" points '
-                f"have model.d_model = {model.d_model} dimensions"
-            )
 
     @property
     def n_layers_grown(self) -> int:
@@ -504,10 +331,8 @@ class RunConfig(Section):
             return ()
         return new_positions(self.grow.placement, base=self.model.n_layers, target=self.grow.layers)
 
-    def frozen_blocks_at(self, step: int) -> tuple[int, ...]:
-        """Return the blocks that are not trained in the step after so many steps."""
-        if not self.is_frozen_at(step):
-            return ()
+    def frozen_blocks(self) -> tuple[int, ...]:
+        """Return the blocks of the grown model that `freeze.blocks` names."""
         return frozen_blocks(self.freeze.blocks, depth=self.n_layers_grown)
 
     def is_frozen_at(self, step: int) -> bool:
@@ -517,6 +342,6 @@ class RunConfig(Section):
 
     def local_heads(self, n_layers: int) -> tuple[int, ...]:
         """Return the blocks that have a head of their own, in a model of so many blocks."""
-        if self.local.loss not in {"prototype", "cross_entropy"}:
+        if not self.local.has_heads:
             return ()
         return tuple(range(self.local.group - 1, n_layers - 1, self.local.group))

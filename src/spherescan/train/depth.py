@@ -30,7 +30,7 @@ def set_frozen(model: SequenceModel, config: RunConfig, step: int) -> None:
     frozen = config.is_frozen_at(step)
     freeze(
         model,
-        blocks=config.frozen_blocks_at(step),
+        blocks=config.frozen_blocks() if frozen else (),
         embedding=frozen and config.freeze.embedding,
         prototypes=frozen and config.freeze.prototypes,
     )

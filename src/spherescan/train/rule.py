@@ -63,7 +63,7 @@ def make_rule(config: RunConfig, problem: Problem) -> LearningRule:
     return LearningRule(
         local=_local_loss(config, problem),
         mode=local.mode,
-        group=1 if local.mode == "detached" else local.group,
+        group=local.group,
         stop_gradient_every=local.stop_gradient_every,
         backprop_every=surgery.backprop_every,
         weight=local.weight,
