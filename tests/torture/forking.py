@@ -1,0 +1,114 @@
+"""One attempt is one forked child: it has everything imported already, and it may die."""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FAILED = 99  # exit code of a child whose work raised
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a child ended.
+
+    Attributes:
+        signum: The signal that killed it; 0 when it exited.
+        code: Its exit code.
+        value: What the work returned, by way of JSON.
+        seconds: How long it lived.
+    """
+
+    signum: int
+    code: int
+    value: object
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the work was done to its end."""
+        return self.signum == 0 and self.code == 0
+
+    def expect_finished(self) -> object:
+        """Return the value of work that must not have failed."""
+        if not self.finished:
+            raise AssertionError(f"the child ended by signal {self.signum}, code {self.code}")
+        return self.value
+
+
+def in_child(
+    work: Callable[[], object],
+    *,
+    send: tuple[tuple[float, int], ...] = (),
+    limit: int = 120,
+    quiet: bool = True,
+) -> Ended:
+    """Do some work in a forked child.
+
+    Args:
+        work: What to do; the result must be JSON.
+        send: Signals to send, each after so many seconds from the fork, in order.
+        limit: The child is killed by SIGALRM after so many seconds; that is always a failure.
+        quiet: Whether the child's standard output and errors are thrown away.
+    """
+    began = time.monotonic()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _live(work, writing, limit, quiet=quiet)
+    os.close(writing)
+    try:
+        for after, signum in send:
+            _wait(reading, began + after - time.monotonic())
+            os.kill(child, signum)  # it is not reaped yet, so the number is still its own
+        value = _read_all(reading)
+    finally:
+        os.close(reading)
+        _, status = os.waitpid(child, 0)
+    seconds = time.monotonic() - began
+    if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) == signal.SIGALRM:
+            raise AssertionError(f"a child was still at work after {limit} seconds")
+        return Ended(os.WTERMSIG(status), -1, None, seconds)
+    code = os.WEXITSTATUS(status)
+    if code == FAILED:
+        raise AssertionError(f"the work of a child raised:\n{value.decode()}")
+    return Ended(0, code, json.loads(value) if value else None, seconds)
+
+
+def _live(work: Callable[[], object], writing: int, limit: int, *, quiet: bool) -> None:
+    code = FAILED
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(limit)
+        if quiet:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for file in (1, 2):
+                os.dup2(nowhere, file)
+        os.write(writing, json.dumps(work()).encode())
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:  # noqa: BLE001 - the parent reports it
+        os.write(writing, traceback.format_exc().encode()[-60_000:])
+    finally:
+        sys.stdout = sys.stderr = None  # what the parent had buffered is the parent's to print
+        os._exit(code)
+
+
+def _wait(file: int, seconds: float) -> None:
+    if seconds > 0:
+        select.select([file], [], [], seconds)
+
+
+def _read_all(file: int) -> bytes:
+    parts = []
+    while part := os.read(file, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)
