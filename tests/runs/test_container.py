@@ -23,7 +23,8 @@ from spherescan.runs.container import (
     read_checkpoint,
     write_checkpoint,
 )
-from spherescan.runs.header import DTYPES, parse_header, parse_json
+from spherescan.runs.header import DTYPES, parse_header
+from spherescan.strict_json import parse_json
 
 STATE = {"step": 7, "loss": 0.1, "config": "a\n\u00e9", "order": [1, [2, None]], "seed": 2**64 - 1}
 METADATA = {

@@ -23,14 +23,8 @@ from torch import Tensor
 
 from spherescan import __version__
 from spherescan.errors import CheckpointError, StorageError
-from spherescan.runs.header import (
-    MAX_HEADER_BYTES,
-    TensorInfo,
-    encode_header,
-    json_text,
-    parse_header,
-    parse_json,
-)
+from spherescan.runs.header import MAX_HEADER_BYTES, TensorInfo, encode_header, parse_header
+from spherescan.strict_json import json_text, parse_json
 
 __all__ = [
     "COMMIT",
@@ -90,7 +84,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
         path: the file to create; its directory must exist. One process at a time may write there.
         tensors: dense CPU tensors, contiguous or not; whether they are finite is the caller's
             check. Large values belong here.
-        state: everything else, as strict JSON (`header.json_text` says what that is).
+        state: everything else, as strict JSON (`strict_json.json_text` says what that is).
 
     Returns:
         The digest of the file in hex. A file that is there already with the same digest is a

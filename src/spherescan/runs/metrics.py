@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spherescan.errors import RunDirectoryError, StorageError
-from spherescan.runs.header import json_text, parse_json
+from spherescan.strict_json import json_text, parse_json
 
 # Far beyond any record; it bounds what a file without line ends can make the reader hold.
 MAX_LINE_BYTES = 1 << 20
