@@ -24,17 +24,7 @@ PROTOTYPE_LOSSES: dict[str, Callable[..., Tensor]] = {
     "rust_trainer": hpn_rust_trainer_loss,
 }
 
-# What a block learns by. A "prototype" head learns by the loss of the task itself.
-LOCAL_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "prototype": prototype_softmax_loss,
-    "cross_entropy": local_cross_entropy,
-    "goodness": goodness_loss,
-    "symmetric_goodness": symmetric_goodness_loss,
-    "rust_trainer": rust_trainer_loss,
-}
-
 __all__ = [
-    "LOCAL_LOSSES",
     "PROTOTYPE_LOSSES",
     "from_cosine",
     "goodness",

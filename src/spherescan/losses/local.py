@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from spherescan.losses.classes import check_target, cross_entropy
+
 # Both of the program whose form this is.
 _STD_EPS = 1e-5
 _NORM_EPS = 1e-5
@@ -32,18 +34,8 @@ def local_cross_entropy(
         Network Training Harnessing Local Errors", 2025, arXiv:2501.09238, equation 3. There the
         projection is of the flattened activations; here it follows a norm and a pooling.
     """
-    n_classes = logits.shape[-1]
-    if target.numel():
-        low, high = (int(bound) for bound in torch.aminmax(target))
-        if low < 0 or high >= n_classes:
-            raise ValueError(
-                f"targets span {low}..{high}; with {n_classes} logits they must lie in "
-                f"0..{n_classes - 1}"
-            )
-    flat = functional.cross_entropy(
-        logits.reshape(-1, n_classes), target.long().reshape(-1), reduction="none"
-    )
-    return flat.reshape(target.shape)
+    check_target(target, logits.shape[-1], of="logits")
+    return cross_entropy(logits, target)
 
 
 def goodness(

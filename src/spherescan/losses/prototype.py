@@ -3,10 +3,11 @@
 Letters: d dimensions, k classes.
 """
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from spherescan.losses.classes import check_target, cross_entropy
 
 
 def prototype_cosine_loss(
@@ -30,7 +31,7 @@ def prototype_cosine_loss(
         Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514.
         There the losses of a batch are added.
     """
-    _check_target(target, prototypes.shape[0])
+    check_target(target, prototypes.shape[0], of="prototypes")
     own = functional.normalize(functional.embedding(target.long(), prototypes), dim=-1)
     return (1 - (functional.normalize(z, dim=-1) * own).sum(-1)).square()
 
@@ -63,16 +64,13 @@ def prototype_softmax_loss(
     """
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
-    _check_target(target, prototypes.shape[0])
+    check_target(target, prototypes.shape[0], of="prototypes")
     cosines = functional.linear(
         functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1)
     )
     if margin:
         cosines = cosines - margin * functional.one_hot(target.long(), prototypes.shape[0])
-    flat = functional.cross_entropy(
-        scale * cosines.reshape(-1, cosines.shape[-1]), target.long().reshape(-1), reduction="none"
-    )
-    return flat.reshape(target.shape)
+    return cross_entropy(scale * cosines, target)
 
 
 def hpn_rust_trainer_loss(
@@ -93,17 +91,6 @@ def hpn_rust_trainer_loss(
     Raises:
         ValueError: A target outside the classes.
     """
-    _check_target(target, prototypes.shape[0])
+    check_target(target, prototypes.shape[0], of="prototypes")
     own = functional.embedding(target.long(), prototypes)
     return (1 - (functional.normalize(z, dim=-1, eps=1e-8) * own).sum(-1)).square()
-
-
-def _check_target(target: Tensor, n_classes: int) -> None:
-    if target.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(target))
-    if low < 0 or high >= n_classes:
-        raise ValueError(
-            f"targets span {low}..{high}; with {n_classes} prototypes they must lie in "
-            f"0..{n_classes - 1}"
-        )

@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from spherescan.config import RunConfig
-from spherescan.losses import LOCAL_LOSSES
+from spherescan.losses import goodness_loss, symmetric_goodness_loss
 from spherescan.surgery import make_aggregator, make_weighting
 from spherescan.train.local import Goodness, HeadLoss, LocalLoss, RustTrainer
 from spherescan.train.merge import Merger
@@ -76,7 +76,12 @@ def make_rule(config: RunConfig, problem: Problem) -> LearningRule:
 def _local_loss(config: RunConfig, problem: Problem) -> LocalLoss | None:
     local = config.local
     width = config.model.d_model
-    compare: Callable[..., Any]
+    comparing = functools.partial(
+        Goodness,
+        negatives=local.negatives,
+        n_classes=len(problem.objective.task.class_names),
+        seed=config.run.seed,
+    )
     match local.loss:
         case "none":
             return None
@@ -85,15 +90,9 @@ def _local_loss(config: RunConfig, problem: Problem) -> LocalLoss | None:
         case "rust_trainer":
             return RustTrainer()
         case "goodness":
-            compare = functools.partial(LOCAL_LOSSES[local.loss], threshold=local.threshold * width)
+            return comparing(functools.partial(goodness_loss, threshold=local.threshold * width))
         case "symmetric_goodness":
-            compare = functools.partial(LOCAL_LOSSES[local.loss], alpha=local.alpha / width)
-    return Goodness(
-        compare,
-        local.negatives,
-        n_classes=len(problem.objective.task.class_names),
-        seed=config.run.seed,
-    )
+            return comparing(functools.partial(symmetric_goodness_loss, alpha=local.alpha / width))
 
 
 def _merger(config: RunConfig) -> Merger:
