@@ -201,7 +201,7 @@ def _contents_after(file: File, rng: random.Random) -> list[bytes]:
     found[file.now[: len(file.durable)].ljust(len(file.now), b"\0")] = None  # size before data
     found[b"\0" * len(file.now) if not file.durable else file.durable] = None
     for size in sizes:
-        for _ in range(10):
+        for _ in range(16):
             found[_mixed(file, size, rng)] = None
     found.pop(file.now, None)
     return [*found, file.now]

@@ -1,0 +1,33 @@
+"""The rows of the table of tests, and how often each tier tries."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tests.torture.power_rows import power_loss
+from tests.torture.report import Report
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row.
+
+    Attributes:
+        about: What is tried.
+        counts: Attempts in the tiers ci, full and release.
+        run: Takes a temporary folder, the faults that watch `box` in it, a count and a seed.
+        in_memory: Whether files that no kill can be noticed in are kept in memory.
+    """
+
+    about: str
+    counts: tuple[int, int, int]
+    run: Callable[..., Report]
+    in_memory: bool = True
+
+
+ROWS = {
+    "T3": Row("states after a loss of power", (3_000, 12_000, 1_000_000), power_loss),
+}
