@@ -7,6 +7,7 @@ import torch
 
 from tests.torture.power_rows import power_loss
 from tests.torture.report import Report
+from tests.torture.rot_rows import bit_rot
 
 torch.set_num_threads(1)
 
@@ -30,4 +31,5 @@ class Row:
 
 ROWS = {
     "T3": Row("states after a loss of power", (3_000, 12_000, 1_000_000), power_loss),
+    "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
 }
