@@ -80,16 +80,10 @@ class Block(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         reset: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l m"]:
-        """Return what one direction adds to the residual stream.
+        """Return what one direction adds to the residual stream, forward or backward.
 
-        Both directions together are the update of `forward`; apart, one can be computed again
-        for its backward pass while nothing of the other is held.
-
-        Args:
-            x: Residual stream.
-            backward: Whether the sequence is read from its end; for a bidirectional block.
-            mask: True on real positions, which come first; all of them when missing.
-            reset: True where a new document starts.
+        Both together are the update of `forward`, whose arguments these are; apart, one can be
+        computed again for its backward pass while nothing of the other is held.
         """
         normed = self.norm(x)[0]
         return self._mix_backward(normed, mask, reset) if backward else self._mix(normed, reset)

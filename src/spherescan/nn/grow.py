@@ -48,19 +48,13 @@ def insert_blocks(
     if init not in INITS:
         raise ValueError(f"unknown init {init!r}; choose from {', '.join(INITS)}")
     example = model.head.weight
-    old_depth = len(model.layers)
-    old_blocks = list(model.layers)
-    blocks: list[nn.Module] = []
-    moved: dict[int, int] = {}
-    for index in range(depth):
-        if index in at:
-            blocks.append(_new_block(model, init=init, generator=generator).to(example))
-        else:
-            moved[len(moved)] = index
-            blocks.append(old_blocks[len(moved) - 1])
-    model.layers = nn.ModuleList(blocks)
+    kept = [index for index in range(depth) if index not in at]
+    blocks = dict(zip(kept, model.layers, strict=True))
+    for index in sorted(at):
+        blocks[index] = _new_block(model, init=init, generator=generator).to(example)
+    model.layers = nn.ModuleList(blocks[index] for index in range(depth))
 
-    old_heads = {moved[int(key)]: head for key, head in model.local_heads.items()}
+    old_heads = {kept[int(key)]: head for key, head in model.local_heads.items()}
     wanted = sorted(old_heads) if local_heads is None else local_heads
     assert all(0 <= index < depth for index in wanted)
     heads = nn.ModuleDict()
@@ -69,7 +63,7 @@ def insert_blocks(
             heads[str(index)] = old_heads[index]
             continue
         fresh = model.make_local_head(generator=generator).to(example)
-        if index == moved[old_depth - 1]:
+        if index == kept[-1]:
             _copy_read_out(model, fresh)
         heads[str(index)] = fresh
     model.local_heads = heads

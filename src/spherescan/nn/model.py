@@ -157,14 +157,7 @@ class SequenceModel(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         reset: Bool[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b l m"]]:
-        """Apply some blocks.
-
-        Args:
-            blocks: Their indices, at least one.
-            x: Residual stream.
-            update: What is still to be added to it; nothing when missing.
-            mask: True on real positions, which come first in each row.
-            reset: True where a new document starts.
+        """Apply blocks, at least one, by index; the other arguments are those of `Block.forward`.
 
         Returns:
             The residual stream, and what the last of the blocks adds to it.

@@ -28,7 +28,6 @@ from spherescan.surgery.upgrad import upgrad, upgrad_weights
 
 Aggregator = Callable[[Float[Tensor, "t p"]], Float[Tensor, " p"]]
 
-
 # Both have state_dict and load_state_dict.
 Weighting = EqualWeights | GradNorm
 
@@ -74,15 +73,7 @@ def make_aggregator(name: str, **options: Any) -> Aggregator:
 
 
 def make_weighting(name: str, **options: Any) -> Weighting:
-    """Look a weighting up and begin it.
-
-    Args:
-        name: A key of `WEIGHTINGS`.
-        options: Keyword arguments of that weighting.
-
-    Raises:
-        ValueError: An unknown name, or an option that the weighting does not have.
-    """
+    """Look a weighting up in `WEIGHTINGS` and begin it; otherwise as `make_aggregator`."""
     weighting: Weighting = _find("weighting", WEIGHTINGS, name, options)(**options)
     return weighting
 

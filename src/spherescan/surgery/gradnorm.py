@@ -87,6 +87,11 @@ class GradNorm:
         self._update(values, lengths)
         return torch.tensor(self._weights, dtype=losses.dtype, device=losses.device)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there were losses to measure from."""
+        return bool(self._first)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the first losses and the weights as lists, empty before the first call."""
         return {"first": list(self._first), "weights": list(self._weights)}

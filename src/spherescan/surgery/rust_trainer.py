@@ -1,7 +1,8 @@
 """The surgery of the Rust trainer that spherescan can reproduce, under its own names.
 
 Its methods change one gradient only, that of the local objective, and differ from the published
-ones of a similar name.
+ones of a similar name. `pcgrad`, `gradnorm_ff_scale` and `cagradstep` are the functions of that
+program, f and b the local gradient and that of backprop; `rust_*` are aggregators made of them.
 
 Letters: t objectives (always two: local, then backprop), p parameters.
 """
@@ -68,14 +69,7 @@ def rust_pcgrad(
 
         local_scale pcgrad(f, b) + b
 
-    Args:
-        jacobian: The local gradient and that of backprop, in this order.
-        epsilon: Added to a squared length, so it is absolute: gradients shorter than its root
-            are changed less.
-        local_scale: Factor of the local gradient after surgery.
-
-    Raises:
-        ValueError: Not two gradients.
+    It is `rust_cagradstep`, see there, with lam 1.
     """
     return rust_cagradstep(jacobian, epsilon=epsilon, local_scale=local_scale)
 
@@ -92,10 +86,10 @@ def rust_gradnorm(
         local_scale exp(alpha |f / (|f| + epsilon) - b / (|b| + epsilon)|) f + b
 
     Args:
-        jacobian: The local gradient and that of backprop, in this order.
+        jacobian: As of `rust_cagradstep`.
         alpha: How much disagreement strengthens the local gradient.
         epsilon: Added to a length, so it is absolute.
-        local_scale: Factor of the local gradient after surgery.
+        local_scale: As of `rust_cagradstep`.
 
     Raises:
         ValueError: Not two gradients.
@@ -118,7 +112,8 @@ def rust_cagradstep(
     Args:
         jacobian: The local gradient and that of backprop, in this order.
         lam: How much of the conflict to remove; 1 is `rust_pcgrad`, more turns it around.
-        epsilon: Added to a squared length, so it is absolute.
+        epsilon: Added to a squared length, so it is absolute: gradients shorter than its root
+            are changed less.
         local_scale: Factor of the local gradient after surgery.
 
     Raises:

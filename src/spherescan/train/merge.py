@@ -92,9 +92,8 @@ class Merger:
         return merged, Meeting(float(cosine), (float(weights[0]), float(weights[1])))
 
     def _weights(self, losses: tuple[float, float], norms: Tensor) -> Tensor:
-        begun = isinstance(self._weigh, EqualWeights) or self._weigh.state_dict()["first"]
-        if not begun and min(losses) <= 0:
-            return torch.ones(2)  # GradNorm measures from the first losses: nothing to measure yet
+        if isinstance(self._weigh, GradNorm) and not self._weigh.begun and min(losses) <= 0:
+            return torch.ones(2)  # it measures from the first losses: nothing to measure yet
         return self._weigh(torch.tensor(losses), norms.float())
 
     def state_dict(self) -> dict[str, Any]:
