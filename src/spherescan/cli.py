@@ -31,7 +31,7 @@ from spherescan.config import (
     settings,
     to_toml,
 )
-from spherescan.errors import ConfigError, SpherescanError
+from spherescan.errors import CheckpointError, ConfigError, SpherescanError
 
 if TYPE_CHECKING:
     from spherescan.inference import Predictor
@@ -109,6 +109,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+_Add = Callable[[str, Callable[[argparse.Namespace], int], str], _Parser]
+
+
 def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser; it knows the flags of a preset when the arguments name one."""
     parser = _Parser(
@@ -139,15 +142,55 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--preset NAME --help lists them",
     )
     _add_output(train)
+    _add_care(train)
     if any(argument.startswith("--preset") for argument in arguments):
         _add_preset(train)
     _add_settings(train, [name for name, _ in settings()])
 
-    resume = add("resume", _resume, "Go on with a run from its newest checkpoint.")
+    resume = add("resume", _resume, "Go on with a run from its newest whole checkpoint.")
     resume.add_argument("run", type=Path, help="folder of the run")
+    resume.add_argument("--step", type=int, help="go on from the checkpoint of this step")
+    for flag, text in (
+        ("--rewind", "set checkpoints that are newer than --step aside"),
+        ("--new-data", "take other data than before, from its beginning"),
+        ("--repair-metrics", "set a metrics log that does not fit the checkpoint aside"),
+        ("--require-bitwise", "refuse an environment in which the last bits may differ"),
+    ):
+        resume.add_argument(flag, action="store_true", help=text)
+    resume.add_argument(
+        "--lock-wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait so long for another process that is writing the run (default: 0)",
+    )
     _add_output(resume)
+    _add_care(resume)
     _add_settings(resume, list(CHANGEABLE))
 
+    forker = add("fork", _fork, "Begin a new run with a checkpoint of another.")
+    forker.add_argument("run", type=Path, help="folder of the run")
+    forker.add_argument("new", type=Path, help="folder of the new run")
+    forker.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+
+    verify = add("verify", _verify, "Check everything in a run, and train a few steps of it again.")
+    verify.add_argument("run", type=Path, help="folder of the run")
+    verify.add_argument(
+        "--steps",
+        type=int,
+        default=5,
+        help="steps to train again from each of the last two checkpoints; 0 for none (default: 5)",
+    )
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+
+    _add_uses(add)
+    _add_files(add)
+    _add_machine(add)
+    return parser
+
+
+def _add_uses(add: _Add) -> None:
+    """Add the verbs that use a run."""
     evaluate = add("evaluate", _evaluate, "Score a run on data, or on its validation set.")
     evaluate.add_argument("run", type=Path, help="folder of the run")
     evaluate.add_argument(
@@ -166,6 +209,9 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_checkpoint(predict)
     predict.add_argument("--json", action="store_true", help="print one JSON object per sequence")
 
+
+def _add_files(add: _Add) -> None:
+    """Add the verbs that are about files."""
     importer = add("import", _import, "Turn a file or folder into token shards.")
     importer.add_argument("source", type=Path, help="file or folder")
     importer.add_argument("out", type=Path, help="folder to make")
@@ -194,6 +240,9 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     inspect.add_argument("file", type=str, help="a checkpoint, a folder of shards, or a data file")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
+
+def _add_machine(add: _Add) -> None:
+    """Add the verbs that are about this machine."""
     doctor = add("doctor", _doctor, "Check that this installation works, and how it will compute.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -215,12 +264,27 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write everything here too")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the training steps here")
     bench.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
-    return parser
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _add_care(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=25.0,
+        metavar="SECONDS",
+        help="time between a signal to stop and the end: no save is begun that would take longer "
+        "(default: 25)",
+    )
+    parser.add_argument(
+        "--no-lock",
+        action="store_true",
+        help="train on a file system without locks; nobody else may write the run",
+    )
 
 
 def _add_preset(parser: argparse.ArgumentParser) -> None:
@@ -309,7 +373,7 @@ def _train(options: argparse.Namespace) -> int:
         config = config.model_copy(update={"run": config.run.model_copy(update={"dir": name})})
     from spherescan.train import start
 
-    return _fit(start(config), options)
+    return _fit(start(config, require_lock=not options.no_lock), options)
 
 
 def _go_on(config: RunConfig, flags: dict[str, str], options: argparse.Namespace) -> int:
@@ -324,9 +388,10 @@ def _go_on(config: RunConfig, flags: dict[str, str], options: argparse.Namespace
         value = getattr(getattr(config, section), name)
         if key != "run.dir" and (key in given or value != getattr(getattr(usual, section), name)):
             changes[key] = value
-    from spherescan.train import resume
+    from spherescan.train import ResumeOptions, resume
 
-    return _fit(resume(Path(config.run.dir), changes), options)
+    allowed = ResumeOptions(require_lock=not options.no_lock)
+    return _fit(resume(Path(config.run.dir), changes, allowed), options)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -335,9 +400,47 @@ def _resume(options: argparse.Namespace) -> int:
         name: getattr(getattr(checked, name.partition(".")[0]), name.partition(".")[2])
         for name in _overrides(options)
     }
-    from spherescan.train import resume
+    if options.rewind and options.step is None:
+        raise ConfigError("--rewind needs --step, the checkpoint to go back to")
+    from spherescan.train import ResumeOptions, resume
 
-    return _fit(resume(options.run, changes), options)
+    allowed = ResumeOptions(
+        step=options.step,
+        rewind=options.rewind,
+        new_data=options.new_data,
+        repair_metrics=options.repair_metrics,
+        require_bitwise=options.require_bitwise,
+        lock_wait=options.lock_wait,
+        require_lock=not options.no_lock,
+    )
+    return _fit(resume(options.run, changes, allowed), options)
+
+
+def _fork(options: argparse.Namespace) -> int:
+    from spherescan.train import fork
+
+    step = fork(options.run, options.new, step=options.step)
+    print(f"{options.new}: a run of its own, at step {step} of {options.run}")
+    print(f"go on with: spherescan resume {shlex.quote(str(options.new))}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.steps < 0:
+        raise ConfigError(f"--steps is {options.steps}; it must be 0 or more")
+    from spherescan.train import verify
+
+    found = verify(options.run, steps=options.steps)
+    facts: dict[str, Any] = {
+        "run": str(options.run),
+        "checkpoints": len(found.checkpoints),
+        "steps": ", ".join(map(str, found.checkpoints)),
+        "metrics": f"{found.n_records} lines",
+        "trained again": ", ".join(f"{low} to {high}" for low, high in found.replayed) or "nothing",
+        "damaged": "; ".join(found.problems) or "nothing",
+    }
+    _print_facts(facts, options)
+    return CheckpointError.exit_code if found.problems else 0
 
 
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
@@ -348,11 +451,11 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     run, total = trainer.store.path, trainer.config.run.steps
     say(f"run {run}: {trainer.problem.summary}")
     began, first = time.perf_counter(), trainer.counters.step
-    with stop_on_signals() as flag:
-        stopped = trainer.fit(
-            reporter=_reporter(trainer, options), should_stop=lambda: flag.signum is not None
-        )
-    trainer.close()
+    with stop_on_signals(options.grace_seconds) as signals:
+        try:
+            stopped = trainer.fit(reporter=_reporter(trainer, options), signals=signals)
+        finally:
+            trainer.close()
     counters = trainer.counters
     if options.json:
         result = {
@@ -365,10 +468,11 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
         }
         print(json.dumps(result))
     if stopped == "signal":
-        name = signal.Signals(flag.signum or 0).name
-        say(f"stopped by {name} at step {counters.step} of {total}; saved")
+        name = signal.Signals(signals.signum or 0).name
+        saved = "saved" if trainer.saved_step == counters.step else "not saved: no time was left"
+        say(f"stopped by {name} at step {counters.step} of {total}; {saved}")
         say(f"go on with: spherescan resume {shlex.quote(str(run))}")
-        return flag.exit_code
+        return signals.exit_code
     if counters.step == first and stopped == "patience":
         say(f"the run ended at step {first}: validation had stopped improving")
         return 0

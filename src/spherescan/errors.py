@@ -28,6 +28,10 @@ class CheckpointError(SpherescanError, ValueError):
     exit_code = 4
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written; an earlier one may do."""
+
+
 class RunDirectoryError(SpherescanError, OSError):
     """A run directory that cannot be used: it holds a run already, or none at all."""
 

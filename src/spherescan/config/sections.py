@@ -20,8 +20,10 @@ CHANGEABLE = (
     "run.steps",
     "run.threads",
     "run.log_every",
+    "run.on_non_finite",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.verify",
 )
 
 Count = Annotated[int, Field(ge=1, le=_MAX_INT)]
@@ -260,6 +262,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints."""
     keep: Annotated[int, Field(ge=2, le=_MAX_INT)] = 3
     """Newest checkpoints to keep; the best one is kept besides."""
+    verify: bool = False
+    """Whether to read each checkpoint back after it was written."""
 
 
 class RunSection(Section):
@@ -279,8 +283,8 @@ class RunSection(Section):
     """Arithmetic of training: float32, float32 with bfloat16 products, or bfloat16 activations."""
     log_every: Count = 20
     """Steps between lines of progress."""
-    on_non_finite: Literal["fail", "skip"] = "fail"
-    """On a loss or gradient that is not finite: stop, or leave the step out."""
+    on_non_finite: Literal["fail", "skip", "rollback"] = "fail"
+    """On a loss or gradient that is not finite: stop, leave the step out, or go back."""
 
 
 class RunConfig(Section):

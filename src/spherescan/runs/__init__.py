@@ -7,13 +7,18 @@ from spherescan.runs.container import (
     read_checkpoint,
     write_checkpoint,
 )
+from spherescan.runs.events import PATIENCE_SECONDS, EventLog
+from spherescan.runs.folder import Folder
 from spherescan.runs.lock import RunLock
 from spherescan.runs.metrics import LogPosition, MetricsLog, read_metrics
 from spherescan.runs.store import RunStore
 
 __all__ = [
+    "PATIENCE_SECONDS",
     "Checkpoint",
     "CheckpointInfo",
+    "EventLog",
+    "Folder",
     "LogPosition",
     "MetricsLog",
     "RunLock",

@@ -6,6 +6,7 @@ file is long. The last tensor, `~commit.sha256`, is the commit record; any safet
 read the file and will see it as 32 more bytes.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -13,6 +14,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,10 @@ import torch
 from torch import Tensor
 
 from spherescan import __version__
-from spherescan.errors import CheckpointError, StorageError
+from spherescan.errors import CheckpointError, DamagedError, StorageError
+from spherescan.runs.folder import Folder, write_all
 from spherescan.runs.header import MAX_HEADER_BYTES, TensorInfo, encode_header, parse_header
+from spherescan.runs.migrations import migrated
 from spherescan.strict_json import json_text, parse_json
 
 __all__ = [
@@ -37,11 +41,15 @@ __all__ = [
     "write_checkpoint",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 COMMIT = "~commit.sha256"
 MAX_STATE_DEPTH = 64
 # Large enough for full disk speed, small enough never to matter beside the tensors.
 CHUNK_BYTES = 8 << 20
+# What a save leaves free, so that metrics and events can still be written.
+RESERVE_BYTES = 16 << 20
+# A thread takes about 50 microseconds to be given work, in which SHA-256 does 64 KiB.
+_WORTH_A_THREAD = 1 << 16
 _DIGEST_BYTES = 32
 # The length field, the smallest header that could name anything, and the digest.
 _MIN_BYTES = 48
@@ -49,7 +57,10 @@ _MIN_BYTES = 48
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint; `tensors` are in the order of the file."""
+    """A verified checkpoint; `tensors` are in the order of the file, `schema` is the file's.
+
+    `state` is that of the newest schema, whatever the file's.
+    """
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -77,7 +88,13 @@ class CheckpointInfo:
     digest: str
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> str:
+def write_checkpoint(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, object],
+    *,
+    folder: Folder | None = None,
+) -> str:
     """Commit a checkpoint: after the return it survives a crash and a loss of power.
 
     Args:
@@ -85,6 +102,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
         tensors: dense CPU tensors, contiguous or not; whether they are finite is the caller's
             check. Large values belong here.
         state: everything else, as strict JSON (`strict_json.json_text` says what that is).
+        folder: the folder of the file, when it is open already.
 
     Returns:
         The digest of the file in hex. A file that is there already with the same digest is a
@@ -97,11 +115,12 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
     """
     ordered, head = _prepare(path, tensors, state)
     try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened = folder or Folder(path.parent)
         try:
-            return _commit(path, directory, head, ordered)
+            return _commit_or_retry(path, opened, head, ordered)
         finally:
-            os.close(directory)
+            if folder is None:
+                opened.close()
     except StorageError:
         raise
     except OSError as error:
@@ -111,29 +130,44 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
         ) from error
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, folder: Folder | None = None) -> Checkpoint:
     """Read a checkpoint whose every byte has been verified.
 
+    Args:
+        path: the file.
+        folder: the folder of the file, when it is open already.
+
     Raises:
-        CheckpointError: The file is missing, damaged, no checkpoint, or from a newer version.
+        DamagedError: Some of its bytes are not what was written.
+        CheckpointError: The file is missing, no checkpoint, from a newer version, or larger than
+            half of the machine's memory.
     """
-    with _verifying(path) as reader:
+    with _verifying(path, folder) as reader:
+        if reader.n_bytes > memory_bytes() // 2:
+            raise CheckpointError(
+                f"{path} takes {reader.n_bytes} bytes, more than half of this machine's memory"
+            )
         tensors = {info.name: reader.tensor(info) for info in reader.tensors}
-        state, created_by, digest = reader.finish()
-    return Checkpoint(tensors, state, SCHEMA, created_by, digest)
+        state, schema, created_by, digest = reader.finish()
+    return Checkpoint(tensors, state, schema, created_by, digest)
 
 
-def inspect_checkpoint(path: Path) -> CheckpointInfo:
+def inspect_checkpoint(path: Path, *, folder: Folder | None = None) -> CheckpointInfo:
     """Verify a checkpoint as `read_checkpoint` does, in the memory of its header alone.
 
+    Args:
+        path: the file.
+        folder: the folder of the file, when it is open already.
+
     Raises:
-        CheckpointError: As for `read_checkpoint`.
+        DamagedError: As for `read_checkpoint`.
+        CheckpointError: As for `read_checkpoint`, of whatever size.
     """
-    with _verifying(path) as reader:
+    with _verifying(path, folder) as reader:
         for info in reader.tensors:
             reader.skip(info)
-        state, created_by, digest = reader.finish()
-    return CheckpointInfo(reader.tensors, state, SCHEMA, created_by, digest)
+        state, schema, created_by, digest = reader.finish()
+    return CheckpointInfo(reader.tensors, state, schema, created_by, digest)
 
 
 def _prepare(
@@ -171,26 +205,43 @@ def _describe(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name, tensor.dtype, tuple(tensor.shape))
 
 
-def _commit(path: Path, directory: int, head: bytes, tensors: list[Tensor]) -> str:
+def _commit_or_retry(path: Path, folder: Folder, head: bytes, tensors: list[Tensor]) -> str:
+    """Commit; after an input/output error once more, from memory.
+
+    A failed fsync may have dropped the pages it did not write and will succeed when asked again,
+    so only a new file tells anything.
+    """
+    try:
+        return _commit(path, folder, head, tensors)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    return _commit(path, folder, head, tensors)
+
+
+def _commit(path: Path, folder: Folder, head: bytes, tensors: list[Tensor]) -> str:
+    n_bytes = len(head) + sum(t.numel() * t.element_size() for t in tensors) + _DIGEST_BYTES
+    _expect_room(folder, n_bytes)
     temporary = f".tmp-{path.name}-{os.getpid()}-{secrets.token_hex(8)}"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(temporary, flags, 0o600, dir_fd=directory)
+    file = os.open(temporary, flags, 0o600, dir_fd=folder.file)
     try:
         try:
+            _reserve(file, n_bytes)
             digest = _write_hashed(file, head, tensors)
             os.fsync(file)
         finally:
             os.close(file)
-        if _exists(path.name, directory):
-            _require_same(path, digest)
+        if folder.holds(path.name):
+            _require_same(path, folder, digest)
         else:
-            os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            folder.rename(temporary, path.name)
     finally:
         # After the rename there is nothing to remove; before it, the first error matters more.
         with suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
+            folder.remove(temporary)
     try:
-        os.fsync(directory)
+        folder.sync()
     except OSError as error:
         raise StorageError(
             f"{path} is written but may not survive a loss of power ({error.strerror or error}); "
@@ -199,25 +250,41 @@ def _commit(path: Path, directory: int, head: bytes, tensors: list[Tensor]) -> s
     return digest
 
 
+def _expect_room(folder: Folder, n_bytes: int) -> None:
+    status = os.fstatvfs(folder.file)
+    free = status.f_bavail * status.f_frsize
+    if free < n_bytes + RESERVE_BYTES:
+        raise OSError(
+            errno.ENOSPC, f"it takes {n_bytes} bytes, and {free} are free; {RESERVE_BYTES} stay so"
+        )
+
+
+def _reserve(file: int, n_bytes: int) -> None:
+    """Take the room for the file now, where the file system can."""
+    try:
+        os.posix_fallocate(file, 0, n_bytes)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+            raise
+
+
 def _write_hashed(file: int, head: bytes, tensors: list[Tensor]) -> str:
+    """Write everything while another thread hashes it, and the digest at the end."""
     sha = hashlib.sha256(head)
-    _write_all(file, memoryview(head))
-    for tensor in tensors:
-        view = _bytes_of(tensor.detach().resolve_neg().contiguous())
-        for start in range(0, len(view), CHUNK_BYTES):
-            piece = view[start : start + CHUNK_BYTES]
-            sha.update(piece)
-            _write_all(file, piece)
-    _write_all(file, memoryview(sha.digest()))
+    write_all(file, memoryview(head))
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as hasher:
+        for tensor in tensors:
+            view = _bytes_of(tensor.detach().resolve_neg().contiguous())
+            for start in range(0, len(view), CHUNK_BYTES):
+                piece = view[start : start + CHUNK_BYTES]
+                hashed = hasher.submit(sha.update, piece) if len(piece) >= _WORTH_A_THREAD else None
+                write_all(file, piece)
+                if hashed is None:
+                    sha.update(piece)
+                else:
+                    hashed.result()
+    write_all(file, memoryview(sha.digest()))
     return sha.hexdigest()
-
-
-def _write_all(file: int, view: memoryview) -> None:
-    while view:
-        written = os.write(file, view)
-        if written == 0:
-            raise OSError("the system took no bytes")
-        view = view[written:]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -229,21 +296,18 @@ def _is_bool(tensor: Tensor) -> bool:
     return bool((tensor.detach().view(torch.uint8) <= 1).all())
 
 
-def _exists(name: str, directory: int) -> bool:
+def _require_same(path: Path, folder: Folder, digest: str) -> None:
     try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _require_same(path: Path, digest: str) -> None:
-    try:
-        same = inspect_checkpoint(path).digest == digest
+        same = inspect_checkpoint(path, folder=folder).digest == digest
     except CheckpointError as error:
         raise CheckpointError(f"{error}; it was not overwritten: move it aside") from None
     if not same:
         raise CheckpointError(f"{path} holds another checkpoint; it was not overwritten: move it")
+
+
+def memory_bytes() -> int:
+    """Return how much memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Reader:
@@ -254,23 +318,24 @@ class _Reader:
         self._path = path
         self._sha = hashlib.sha256()
         status = os.fstat(file.fileno())
+        self.n_bytes = status.st_size
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path} is not a regular file")
         if status.st_size < _MIN_BYTES:
             raise ValueError(f"{status.st_size} bytes, fewer than any checkpoint has")
         length = int.from_bytes(self._bytes(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
-            raise CheckpointError(f"{path} is not a safetensors file, or its first bytes are lost")
+            raise DamagedError(f"{path} is not a safetensors file, or its first bytes are lost")
         n_data_bytes = status.st_size - 8 - length
         if n_data_bytes < 0:
             raise ValueError(f"the header takes {length} bytes, and the file ends before")
         text = self._bytes(length)
         if not text.startswith(b"{"):
-            raise CheckpointError(f"{path} is not a safetensors file, or its header is lost")
+            raise DamagedError(f"{path} is not a safetensors file, or its header is lost")
         header = parse_header(text, n_data_bytes=n_data_bytes)
         commit = TensorInfo(COMMIT, torch.uint8, (_DIGEST_BYTES,))
         if header.tensors[-1:] != (commit,):
-            raise CheckpointError(
+            raise DamagedError(
                 f"{path} is a safetensors file but not a spherescan checkpoint: "
                 f"its last tensor is not {COMMIT}"
             )
@@ -299,19 +364,20 @@ class _Reader:
             if info.dtype is torch.bool and not _is_bool(piece):
                 raise ValueError(f"{info.name} is BOOL and holds bytes other than 0 and 1")
 
-    def finish(self) -> tuple[dict[str, Any], str, str]:
-        """Compare the digest; return the state, who wrote the file, and the digest in hex."""
+    def finish(self) -> tuple[dict[str, Any], int, str, str]:
+        """Compare the digest; return the state, the schema, who wrote it, and the digest."""
         digest = self._sha.digest()
         if self._bytes(_DIGEST_BYTES) != digest:
             raise ValueError("its SHA-256 does not match its contents")
-        self._check_schema(self._metadatum("spherescan.schema"))
+        schema = self._known_schema(self._metadatum("spherescan.schema"))
         text = self._metadatum("spherescan.state").encode()
         state = parse_json(text, where="state", max_depth=MAX_STATE_DEPTH)
         if not isinstance(state, dict):
             raise ValueError("state is not a JSON object")  # noqa: TRY004 - the file is at fault
-        return state, self._metadatum("spherescan.created_by"), digest.hex()
+        created_by = self._metadatum("spherescan.created_by")
+        return migrated(state, schema), schema, created_by, digest.hex()
 
-    def _check_schema(self, text: str) -> None:
+    def _known_schema(self, text: str) -> int:
         if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
             raise ValueError(f"schema {text[:80]!r} is not a number")
         if int(text) > SCHEMA:
@@ -319,10 +385,11 @@ class _Reader:
                 f"{self._path} has schema {text}, and spherescan {__version__} reads up to schema "
                 f"{SCHEMA}; upgrade spherescan to a version that reads schema {text}"
             )
+        return int(text)
 
     def _metadatum(self, key: str) -> str:
         if key not in self._metadata:
-            raise CheckpointError(f"{self._path} is not a spherescan checkpoint: it has no {key}")
+            raise DamagedError(f"{self._path} is not a spherescan checkpoint: it has no {key}")
         return self._metadata[key]
 
     def _bytes(self, n: int) -> bytes:
@@ -342,10 +409,18 @@ class _Reader:
 
 
 @contextmanager
-def _verifying(path: Path) -> Iterator[_Reader]:
+def _verifying(path: Path, folder: Folder | None) -> Iterator[_Reader]:
     """Open a file, and turn whatever is wrong with it into a `CheckpointError`."""
+
+    def open_plainly(_path: str, flags: int) -> int:
+        # NONBLOCK, because opening a FIFO waits for a writer; it changes nothing for other files.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        if folder is None:
+            return os.open(path, flags)
+        return os.open(path.name, flags, dir_fd=folder.file)
+
     try:
-        with io.FileIO(str(path), "rb", opener=_open_plainly) as file:
+        with io.FileIO(str(path), "rb", opener=open_plainly) as file:
             yield _Reader(file, path)
     except CheckpointError:
         raise
@@ -353,13 +428,9 @@ def _verifying(path: Path) -> Iterator[_Reader]:
         raise CheckpointError(f"{path} does not exist; check the name") from None
     except OSError as error:
         reason = "a symbolic link" if path.is_symlink() else error.strerror or str(error)
-        raise CheckpointError(f"{path} cannot be read ({reason})") from error
+        kind = DamagedError if error.errno == errno.EIO else CheckpointError
+        raise kind(f"{path} cannot be read ({reason})") from error
     except ValueError as error:
-        raise CheckpointError(
+        raise DamagedError(
             f"{path} is truncated or damaged ({error}); use another copy or an earlier checkpoint"
         ) from None
-
-
-def _open_plainly(path: str, flags: int) -> int:
-    # NONBLOCK, because opening a FIFO waits for a writer; it changes nothing for a regular file.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)

@@ -1,13 +1,19 @@
 """One writer per run."""
 
+import datetime as dt
+import errno
 import fcntl
 import os
+import time
 import weakref
 from pathlib import Path
 
 from spherescan.errors import LockedError, RunDirectoryError
+from spherescan.runs.folder import Folder
 
 _held: weakref.WeakSet["RunLock"] = weakref.WeakSet()
+_POLL_SECONDS = 0.05
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 
 
 class RunLock:
@@ -18,38 +24,68 @@ class RunLock:
 
     Args:
         path: The lock file; made when it is not there.
+        folder: The folder of the file, when it is open already.
+        wait: Seconds to wait for another process to let go.
+        required: Whether to refuse a file system that has no locks.
 
     Raises:
         LockedError: Another process holds it.
         RunDirectoryError: The file cannot be opened, or the file system has no locks.
     """
 
-    def __init__(self, path: Path) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    def __init__(
+        self,
+        path: Path,
+        *,
+        folder: Folder | None = None,
+        wait: float = 0.0,
+        required: bool = True,
+    ) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            file = os.open(path, flags, 0o600)
+            if folder is None:
+                file = os.open(path, flags, 0o600)
+            else:
+                file = os.open(path.name, flags, 0o600, dir_fd=folder.file)
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be opened: {error.strerror}") from error
         self._close = weakref.finalize(self, os.close, file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(file, 20, 0).decode(errors="replace").strip()
-            self.close()
-            raise LockedError(
-                f"{path.parent}: process {holder or '(not yet known)'} is writing this run; "
-                "wait for it or stop it"
-            ) from None
-        except OSError as error:
-            self.close()
-            raise RunDirectoryError(f"{path}: cannot be locked: {error.strerror}") from error
         self._file = file
+        try:
+            self._acquire(path, wait)
+        except OSError as error:
+            if not required and error.errno in _NO_LOCKS:
+                return
+            self.close()
+            if isinstance(error, LockedError):
+                raise
+            raise RunDirectoryError(
+                f"{path}: cannot be locked: {error.strerror}; use a local file system, or pass "
+                "--no-lock and see to it yourself that one process at a time writes the run"
+            ) from error
         _held.add(self)
 
+    def _acquire(self, path: Path, wait: float) -> None:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    holder = os.pread(self._file, 80, 0).decode("ascii", errors="replace").strip()
+                    raise LockedError(
+                        f"{path.parent}: process {holder or '(not yet known)'} is writing this "
+                        "run; wait for it (--lock-wait SECONDS) or stop it"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
+
     def sign(self) -> None:
-        """Write the process into the file, for the message that another one gets."""
+        """Write process and time into the file, for the message that another one gets."""
+        now = dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds")
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._file, f"{os.getpid()}, since {now},\n".encode(), 0)
 
     def close(self) -> None:
         """Let go."""

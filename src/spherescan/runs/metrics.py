@@ -4,21 +4,28 @@ A line is in the file whole or not at all. A checkpoint stores the `LogPosition`
 just before it, so a resumed run cuts the log there and writes the same bytes again.
 """
 
+import errno
 import math
 import os
 import stat
+import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from spherescan.errors import RunDirectoryError, StorageError
+from spherescan.runs.folder import Folder
 from spherescan.strict_json import json_text, parse_json
 
 # Far beyond any record; it bounds what a file without line ends can make the reader hold.
 MAX_LINE_BYTES = 1 << 20
 MAX_DEPTH = 8
+MAX_PENDING_BYTES = 1 << 20
+# What making room mends.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -41,16 +48,25 @@ class MetricsLog:
     Args:
         path: the file; a symbolic link or anything but a regular file is refused.
         run_id: written into each line; a file whose last line has another is refused.
+        folder: the folder of the file, when it is open already.
+        patience: seconds for which lines are kept in memory (at most `MAX_PENDING_BYTES` of them)
+            while the disk is full, and written when there is room again.
 
     Raises:
         RunDirectoryError: The file cannot be opened or belongs to another run.
         StorageError: The system refused to make a new file durable.
     """
 
-    def __init__(self, path: Path, *, run_id: str) -> None:
+    def __init__(
+        self, path: Path, *, run_id: str, folder: Folder | None = None, patience: float = 0.0
+    ) -> None:
         self._path = path
         self._run_id = run_id
-        self._file = _open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        self._file = _open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, folder)
+        self._patience = patience
+        # Lines that a full disk did not take yet, and since when it has been full.
+        self._pending: list[bytes] = []
+        self._full_since: float | None = None
         # Why nothing may be appended now; None when the log is whole.
         self._refusal: str | None = None
         self._position = LogPosition(0, 0, 0, 0)
@@ -72,26 +88,19 @@ class MetricsLog:
 
         Raises:
             ValueError: The record cannot be written as JSON; the log is as it was.
-            StorageError: The system refused; the log ends with the last full line.
+            StorageError: The system refused, or the disk has been full for longer than the
+                patience; the log ends with the last full line.
             RunDirectoryError: The log is closed, or it ends in an incomplete line.
         """
         self._require_whole()
-        position = self._position
-        line = _encode(record, self._run_id, position.next_seq)
+        seq = self._position.next_seq + len(self._pending)
+        self._pending.append(_encode(record, self._run_id, seq))
         try:
-            written = os.write(self._file, line)
+            self._write_pending()
         except OSError as error:
-            self._drop_torn_line()
-            raise self._storage_error(error.strerror) from error
-        if written != len(line):
-            self._drop_torn_line()
-            raise self._storage_error(f"it took {written} of {len(line)} bytes")
-        self._position = LogPosition(
-            position.offset + len(line),
-            position.lines + 1,
-            zlib.crc32(line, position.crc32),
-            position.next_seq + 1,
-        )
+            if not self._may_wait(error):
+                self._pending.clear()
+                raise self._storage_error(error.strerror) from error
 
     def sync(self) -> LogPosition:
         """Make everything appended so far durable, and return where it ends.
@@ -102,6 +111,7 @@ class MetricsLog:
         """
         self._require_whole()
         try:
+            self._write_pending()
             os.fsync(self._file)
         except OSError as error:
             raise self._storage_error(error.strerror) from error
@@ -114,6 +124,23 @@ class MetricsLog:
             RunDirectoryError: The part to keep is not what it was; nothing was changed.
             StorageError: The system refused.
         """
+        self.expect(position)
+        try:
+            os.ftruncate(self._file, position.offset)
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._storage_error(error.strerror) from error
+        self._position = position
+        self._pending.clear()
+        self._refusal = None
+
+    def expect(self, position: LogPosition) -> None:
+        """Check that the part before a position that `sync` returned is what it was then.
+
+        Raises:
+            RunDirectoryError: It is not.
+            StorageError: The system refused to read it.
+        """
         try:
             size = os.fstat(self._file).st_size
             if size < position.offset:
@@ -123,18 +150,42 @@ class MetricsLog:
                 raise self._mismatch(f"no line ends at byte {position.offset}")
             if (lines, crc32) != (position.lines, position.crc32):
                 raise self._mismatch(f"its first {position.offset} bytes have changed")
-            os.ftruncate(self._file, position.offset)
+        except RunDirectoryError:
+            raise
+        except OSError as error:
+            raise self._storage_error(error.strerror) from error
+
+    def cut_torn_line(self) -> None:
+        """Remove the incomplete line that a crash left at the end, if there is one.
+
+        Raises:
+            RunDirectoryError: What is wrong with the last line is not that it is incomplete.
+            StorageError: The system refused.
+        """
+        if self._refusal is None:
+            return
+        try:
+            size = os.fstat(self._file).st_size
+            tail = os.pread(self._file, MAX_LINE_BYTES + 1, max(0, size - MAX_LINE_BYTES - 1))
+            if tail.endswith(b"\n"):
+                self._require_whole()
+            os.ftruncate(self._file, size - len(tail) + tail.rfind(b"\n") + 1)
             os.fsync(self._file)
         except RunDirectoryError:
             raise
         except OSError as error:
             raise self._storage_error(error.strerror) from error
-        self._position = position
         self._refusal = None
+        self._position = LogPosition(0, 0, 0, 0)
+        self._continue()
+        self._require_whole()
 
     def close(self) -> None:
         """Close the file, without a sync; closing twice is harmless."""
         if self._file >= 0:
+            if self._refusal is None:
+                with suppress(OSError):  # `sync` is there for those who must know
+                    self._write_pending()
             file, self._file = self._file, -1
             self._refusal = "it is closed"
             os.close(file)
@@ -161,6 +212,38 @@ class MetricsLog:
                 f"use another run directory"
             )
         self._position = LogPosition(size, lines, crc32, record["seq"] + 1)
+
+    def _write_pending(self) -> None:
+        """Write all lines that wait, as one piece."""
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        try:
+            written = os.write(self._file, data)
+        except OSError:
+            self._drop_torn_line()
+            raise
+        if written != len(data):
+            self._drop_torn_line()
+            raise OSError(errno.ENOSPC, f"it took {written} of {len(data)} bytes")
+        position = self._position
+        self._position = LogPosition(
+            position.offset + len(data),
+            position.lines + len(self._pending),
+            zlib.crc32(data, position.crc32),
+            position.next_seq + len(self._pending),
+        )
+        self._pending.clear()
+        self._full_since = None
+
+    def _may_wait(self, error: OSError) -> bool:
+        if error.errno not in _FULL or self._refusal is not None:
+            return False
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        small = sum(map(len, self._pending)) <= MAX_PENDING_BYTES
+        return small and now - self._full_since < self._patience
 
     def _require_whole(self) -> None:
         if self._refusal is not None:
@@ -226,7 +309,7 @@ def _encode(record: Mapping[str, object], run_id: str, seq: int) -> bytes:
     taken = sorted(record.keys() & {"run_id", "seq", "nonfinite"})
     if taken:
         raise ValueError(f"a record may not set {', '.join(taken)}: the log does; rename the key")
-    values = {key: _spell_nonfinite(value) for key, value in record.items()}
+    values = {key: spell_nonfinite(value) for key, value in record.items()}
     line = {"run_id": run_id, "seq": seq, **values}
     if values != record:
         line["nonfinite"] = True
@@ -236,14 +319,15 @@ def _encode(record: Mapping[str, object], run_id: str, seq: int) -> bytes:
     return text
 
 
-def _spell_nonfinite(value: object) -> object:
+def spell_nonfinite(value: object) -> object:
+    """Return the value with every float that JSON has no word for as text."""
     match value:
         case float() if not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         case list():
-            return [_spell_nonfinite(item) for item in value]
+            return [spell_nonfinite(item) for item in value]
         case dict():
-            return {key: _spell_nonfinite(item) for key, item in value.items()}
+            return {key: spell_nonfinite(item) for key, item in value.items()}
         case _:
             return value
 
@@ -262,11 +346,14 @@ def _parse(line: bytes, *, after: int) -> dict[str, Any]:
     return record
 
 
-def _open_regular(path: Path, flags: int) -> int:
+def _open_regular(path: Path, flags: int, folder: Folder | None = None) -> int:
     # NONBLOCK, because opening a FIFO waits for its other end.
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        file = os.open(path, flags, 0o600)
+        if folder is None:
+            file = os.open(path, flags, 0o600)
+        else:
+            file = os.open(path.name, flags, 0o600, dir_fd=folder.file)
     except OSError as error:
         reason = "a symbolic link" if path.is_symlink() else error.strerror
         raise RunDirectoryError(f"{path} cannot be opened ({reason}); check the path") from error

@@ -1,106 +1,235 @@
 """From a configuration to a trainer."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from spherescan.config import CHANGEABLE, RunConfig, parse_config, to_toml
 from spherescan.data.order import derived_seed
-from spherescan.errors import CheckpointError, ConfigError, SpherescanError, StorageError
+from spherescan.errors import CheckpointError, ConfigError
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
 from spherescan.ops.form import selected_form
-from spherescan.runs import RunLock, RunStore
+from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
 from spherescan.train.depth import grow, load_base, read_base
+from spherescan.train.environment import differences, environment
 from spherescan.train.problem import Problem, expect_same_data, open_problem, with_layers
 from spherescan.train.trainer import Trainer
 
 
-def start(config: RunConfig) -> Trainer:
+@dataclass(frozen=True, slots=True)
+class ResumeOptions:
+    """What a resumed run may do that it does not do by itself.
+
+    Attributes:
+        step: The checkpoint to go on from; the newest whole one when missing.
+        rewind: Whether newer checkpoints than that may be set aside.
+        new_data: Whether other data than before is welcome; it is read from its beginning.
+        repair_metrics: Whether a log that does not fit the checkpoint may be set aside.
+        require_bitwise: Whether to refuse an environment in which the last bits may differ.
+        lock_wait: Seconds to wait for another process that is writing the run.
+        require_lock: Whether to refuse a file system without locks.
+    """
+
+    step: int | None = None
+    rewind: bool = False
+    new_data: bool = False
+    repair_metrics: bool = False
+    require_bitwise: bool = False
+    lock_wait: float = 0.0
+    require_lock: bool = True
+
+
+def start(config: RunConfig, *, require_lock: bool = True) -> Trainer:
     """Open the data, build the model, then make the folder of the run with its first checkpoint.
 
     Args:
         config: The whole configuration; `run.dir` must be set. `run.threads`, when set, becomes
             the thread count of torch for the whole process, and `run.precision` sets how torch
             multiplies float32 matrices.
+        require_lock: Whether to refuse a file system without locks.
 
     Raises:
         ConfigError: A setting that does not fit the data.
         DataError: Data that cannot be used.
         RunDirectoryError: `run.dir` holds something already.
+        LockedError: Another process is beginning a run there.
         StorageError: The disk refused. In all of these cases nothing is left behind.
     """
     if config.run.dir is None:
         raise ConfigError("run.dir is missing; name a new folder for the run")
-    _prepare_torch(config)
+    _prepare_torch(config, threads=config.run.threads)
     problem, model = build(config)
-    store = RunStore.create(Path(config.run.dir).expanduser())
-    lock = RunLock(store.lock_path)
+    path = Path(config.run.dir).expanduser()
+    store = RunStore.create(path, required_lock=require_lock)
     try:
-        (store.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        trainer = Trainer(config, problem, model, store, lock)
+        trainer = Trainer(config, problem, model, store)
         trainer.save()
-    except OSError as error:
-        lock.close()
+        parent = None if config.grow.base is None else {"base": config.grow.base}
+        store.announce(to_toml(config), parent=parent)
+        store.event("start", environment=environment(), data=problem.summary)
+    except BaseException:
         store.discard()
-        if isinstance(error, SpherescanError):
-            raise
-        raise StorageError(f"{store.path}: cannot be written: {error.strerror}") from error
+        raise
     return trainer
 
 
-def resume(run_dir: Path, changes: Mapping[str, object] | None = None) -> Trainer:
-    """Go on with a run from its newest checkpoint.
+def resume(
+    run_dir: Path,
+    changes: Mapping[str, object] | None = None,
+    options: ResumeOptions | None = None,
+) -> Trainer:
+    """Go on with a run from its newest whole checkpoint; damaged ones are set aside.
 
     The configuration comes from the checkpoint.
 
     Args:
         run_dir: Folder of the run.
         changes: New values by dotted key, for the settings in `config.CHANGEABLE`.
+        options: What else is allowed.
 
     Raises:
         ConfigError: A change of a setting that defines the run.
-        CheckpointError: A checkpoint that is damaged, or of another run or model.
+        CheckpointError: No checkpoint can be used, or one is of another run or model.
         DataError: The data is not what it was.
         LockedError: Another process is writing the run.
-        RunDirectoryError: There is no run.
+        RunDirectoryError: There is no run, or its metrics are not those of the checkpoint.
+        StorageError: The disk refused.
     """
+    options = options or ResumeOptions()
     store = RunStore.open(run_dir)
-    # Before anything is read: another process may be about to write a newer checkpoint.
-    lock = RunLock(store.lock_path)
     try:
-        return _restored(store, lock, changes or {})
+        # Before anything is read: another process may be about to write a newer checkpoint.
+        store.lock(wait=options.lock_wait, required=options.require_lock)
+        return _restored(store, changes or {}, options)
     except BaseException:
-        lock.close()
+        store.close()
         raise
 
 
-def _restored(store: RunStore, lock: RunLock, changes: Mapping[str, object]) -> Trainer:
-    checkpoint = store.load()
-    config = _changed(checkpoint.state["config"], changes)
-    _prepare_torch(config)
+def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOptions) -> Trainer:
+    checkpoint = store.recover(_step_to_take(store, options))
+    config, changed = _changed(checkpoint.state["config"], changes)
     done = checkpoint.state["counters"]["step"]
-    problem, model = build(config, step=done, place=False)
-    expect_same_data(problem, config, checkpoint.state["fingerprint"])
     if config.run.steps < done:
         raise ConfigError(f"run.steps is {config.run.steps}; the run is at step {done} already")
-    description = with_layers(problem.description, config, config.n_layers_at(done))
-    try:
-        saved = ModelDescription.from_json(checkpoint.state["model"])
-    except ValueError as error:
-        raise CheckpointError(f"the checkpoint is of another version: {error}") from error
-    if description != saved:
-        raise CheckpointError(
-            f"{store.checkpoint_path(checkpoint.state['step'])}: is of another "
-            "model than its configuration"
+    saved_environment = checkpoint.state["environment"]
+    # As many threads as before, so that the same bits come out, unless others are asked for.
+    before = None if saved_environment is None else saved_environment["threads"]
+    _prepare_torch(config, threads=config.run.threads or before)
+    other = differences(saved_environment)
+    if other and options.require_bitwise:
+        raise ConfigError(
+            f"{store.path}: the last bits may differ here: {_list(other)}; go back to that "
+            "environment, or leave --require-bitwise out"
         )
-    trainer = Trainer(config, problem, model, store, lock, step=done)
+    problem, model = build(config, step=done, place=False)
+    if not options.new_data:
+        expect_same_data(problem, config, checkpoint.state["fingerprint"])
+    elif problem.fingerprint != checkpoint.state["fingerprint"]:
+        checkpoint.state["data"] = problem.stream.state_dict()
+    description = with_layers(problem.description, config, config.n_layers_at(done))
+    _expect_same_model(description, checkpoint, store.checkpoint_path(done))
+    if options.repair_metrics:
+        store.repair_metrics(checkpoint)
+    trainer = Trainer(config, problem, model, store, step=done)
     try:
         trainer.restore(checkpoint)
     except BaseException:
         trainer.close()
         raise
+    if options.rewind and options.step is not None:
+        store.rewind(options.step)
+    store.show_best(trainer.counters.best_step)
+    for key, (old, new) in changed.items():
+        store.event("change", step=done, key=key, before=old, after=new)
+    if problem.fingerprint != checkpoint.state["fingerprint"]:
+        data = [checkpoint.state["fingerprint"], problem.fingerprint]
+        store.event("change", step=done, key="data", before=data[0], after=data[1])
+    store.event("resume", step=done, digest=checkpoint.digest, bitwise=not other, differences=other)
     return trainer
+
+
+def _step_to_take(store: RunStore, options: ResumeOptions) -> int | None:
+    """Return the step that was asked for, if it may be taken."""
+    if options.step is None:
+        return None
+    steps = store.steps()
+    if options.step not in steps:
+        raise CheckpointError(f"{store.path}: has no checkpoint of step {options.step}: {steps}")
+    if options.step < steps[-1] and not options.rewind:
+        raise ConfigError(
+            f"{store.path}: has newer checkpoints than that of step {options.step}, up to "
+            f"{steps[-1]}; set them aside with --rewind, or leave them alone with `spherescan fork`"
+        )
+    return options.step
+
+
+def _expect_same_model(description: ModelDescription, checkpoint: Checkpoint, path: Path) -> None:
+    """Compare what the configuration describes with what was saved, field by field."""
+    try:
+        saved = ModelDescription.from_json(checkpoint.state["model"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is of another version: {error}") from error
+    here, there = description.to_json(), saved.to_json()
+    other = {name: [there[name], here[name]] for name in here if here[name] != there[name]}
+    if other:
+        raise CheckpointError(
+            f"{path}: is of another model than its configuration: {_list(other)}; restore the file"
+        )
+
+
+def _list(other: Mapping[str, Sequence[object]]) -> str:
+    return ", ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in other.items())
+
+
+def fork(run_dir: Path, new_dir: Path, *, step: int | None = None) -> int:
+    """Begin a new run with a checkpoint of another; the other one stays as it is.
+
+    The best checkpoint comes along. The metrics of the new run begin with the step after.
+
+    Args:
+        run_dir: Folder of the run.
+        new_dir: Folder of the new run.
+        step: Which checkpoint; the newest when missing.
+
+    Returns:
+        The step.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+        RunDirectoryError: There is no run, or the new folder holds something.
+        StorageError: The disk refused; nothing is left behind.
+    """
+    source = RunStore.open(run_dir)
+    checkpoint = source.load(step)
+    taken, best = checkpoint.state["step"], checkpoint.state["counters"]["best_step"]
+    parent = {"run_id": source.run_id, "step": taken, "digest": checkpoint.digest}
+    wanted = [checkpoint]
+    if best in source.steps() and best != taken:
+        wanted.insert(0, source.load(best))
+    elif best != taken:  # it was pruned when a later one was better
+        checkpoint.state["counters"]["best_step"] = None
+    store = RunStore.create(new_dir)
+    try:
+        MetricsLog(store.metrics_path, run_id=store.run_id, folder=store.folder).close()
+        nowhere = dataclasses.asdict(LogPosition(0, 0, 0, 0))
+        config = parse_config(checkpoint.state["config"])
+        moved = config.model_copy(
+            update={"run": config.run.model_copy(update={"dir": str(new_dir)})}
+        )
+        for each in wanted:
+            state = each.state | {"metrics": nowhere, "config": moved.model_dump(mode="json")}
+            store.save(each.state["step"], each.tensors, state | {"parent": each.digest})
+        store.announce(to_toml(moved), parent=parent)
+        store.event("start", parent=parent)
+    except BaseException:
+        store.discard()
+        raise
+    store.close()
+    return int(taken)
 
 
 def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Problem, SequenceModel]:
@@ -142,21 +271,32 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
     return problem, model
 
 
-def _changed(saved: dict[str, object], changes: Mapping[str, object]) -> RunConfig:
+def _changed(
+    saved: dict[str, object], changes: Mapping[str, object]
+) -> tuple[RunConfig, dict[str, tuple[object, object]]]:
+    """Return the configuration with the changes, and what they change."""
     tree = {section: dict(values) for section, values in saved.items() if isinstance(values, dict)}
+    changed = {}
     for key, value in changes.items():
         section, _, name = key.partition(".")
-        if key not in CHANGEABLE and tree[section][name] != value:
+        former = tree[section].get(name)
+        if former == value:
+            continue
+        if key not in CHANGEABLE:
             raise ConfigError(
                 f"{key} defines the run and cannot change; start a new run, or change only "
                 f"{', '.join(CHANGEABLE)}"
             )
+        changed[key] = (former, value)
         tree[section][name] = value
-    return parse_config(tree)
+    return parse_config(tree), changed
 
 
-def _prepare_torch(config: RunConfig) -> None:
-    """Set what torch keeps for the whole process: threads, and how it multiplies matrices."""
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
+def _prepare_torch(config: RunConfig, *, threads: int | None) -> None:
+    """Set what torch keeps for the whole process: threads, and how it computes."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("medium" if config.run.precision == "medium" else "highest")
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory that nobody wrote. torch does not declare this attribute.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,141 @@
+"""A folder held open: every name is relative to it, whatever happens to the path meanwhile."""
+
+import errno
+import os
+import stat
+import weakref
+from pathlib import Path
+
+from spherescan.errors import ConfigError, RunDirectoryError
+
+# What a path itself is wrong about, as against what the system refuses.
+_WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+
+
+class Folder:
+    """An open folder; closed with `close`, or when forgotten.
+
+    Args:
+        path: Its path; for messages only when `inside` is given.
+        inside: The folder that it is in.
+
+    Raises:
+        ConfigError: The path leads through a file, a symbolic link at its end, or is too long.
+        FileNotFoundError: It is not there.
+        RunDirectoryError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, inside: "Folder | None" = None) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.path = path
+        try:
+            if inside is None:
+                self.file = os.open(path, flags)
+            else:
+                self.file = os.open(path.name, flags, dir_fd=inside.file)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
+            raise refusal(path, error) from error
+        self.close = weakref.finalize(self, os.close, self.file)
+
+    def names(self) -> list[str]:
+        """Return what is in it, sorted."""
+        return sorted(os.listdir(self.file))  # noqa: PTH208  a Path knows no open folder
+
+    def make(self, name: str) -> "Folder":
+        """Make a folder in it, for its owner alone, and open it."""
+        os.mkdir(name, 0o700, dir_fd=self.file)
+        return Folder(self.path / name, inside=self)
+
+    def holds(self, name: str) -> bool:
+        """Return whether something has the name, be it a link that leads nowhere."""
+        try:
+            os.stat(name, dir_fd=self.file, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def same_file(self, name: str, other: "Folder", other_name: str) -> bool:
+        """Return whether a name here and a name elsewhere are one file."""
+        try:
+            here = os.stat(name, dir_fd=self.file, follow_symlinks=False)
+            there = os.stat(other_name, dir_fd=other.file, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(here, there)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name in this folder."""
+        os.rename(name, new, src_dir_fd=self.file, dst_dir_fd=self.file)
+
+    def link(self, name: str, new: str, *, source: "Folder") -> None:
+        """Give a file of another folder a second name here."""
+        os.link(name, new, src_dir_fd=source.file, dst_dir_fd=self.file, follow_symlinks=False)
+
+    def remove(self, name: str, *, missing_ok: bool = False) -> None:
+        """Remove a name."""
+        try:
+            os.unlink(name, dir_fd=self.file)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """Return the bytes of a regular file.
+
+        Raises:
+            ValueError: It is not a regular file, or longer than `limit`.
+        """
+        with os.fdopen(self._open(name, os.O_RDONLY), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("it is not a regular file")
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise ValueError(f"it is longer than {limit} bytes")
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file under a name, at once and durably; it takes the place of another."""
+        temporary = f".tmp-{name}-{os.getpid()}-{os.urandom(8).hex()}"
+        file = self._open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        try:
+            try:
+                write_all(file, memoryview(data))
+                os.fsync(file)
+            finally:
+                os.close(file)
+            self.rename(temporary, name)
+        except BaseException:
+            self.remove(temporary, missing_ok=True)
+            raise
+        self.sync()
+
+    def sync(self) -> None:
+        """Make its names durable."""
+        os.fsync(self.file)
+
+    def _open(self, name: str, flags: int) -> int:
+        # NONBLOCK, because opening a FIFO waits for its other end.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=self.file)
+
+
+def refusal(path: Path, error: OSError | ValueError) -> ConfigError | RunDirectoryError:
+    """Turn what the system said about the folder of a run into an error of ours."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, OSError) and error.errno not in _WRONG_PATHS:
+        return RunDirectoryError(f"{path}: cannot be opened: {reason}")
+    if path.is_symlink():
+        reason = "it is a symbolic link"
+    return ConfigError(f"{path}: names no folder of a run: {reason}; give the folder itself")
+
+
+def write_all(file: int, view: memoryview) -> None:
+    """Write all bytes, however few the system takes at a time."""
+    while view:
+        written = os.write(file, view)
+        if written == 0:
+            raise OSError(errno.EIO, "the system took no bytes")
+        view = view[written:]

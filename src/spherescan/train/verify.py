@@ -1,0 +1,138 @@
+"""Prove a run: every byte of it, and that training from its checkpoints gives the same again."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from spherescan.errors import CheckpointError, RunDirectoryError, SpherescanError
+from spherescan.runs import RunStore, inspect_checkpoint, read_metrics
+from spherescan.train.build import fork, resume
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `verify` found.
+
+    Attributes:
+        checkpoints: Steps whose checkpoint is whole.
+        n_records: Lines of the metrics.
+        replayed: First and last step of what was trained again, with the same bits.
+        problems: What is wrong, one line each.
+    """
+
+    checkpoints: list[int]
+    n_records: int
+    replayed: list[tuple[int, int]]
+    problems: list[str]
+
+
+def verify(run_dir: Path, *, steps: int = 5) -> Verified:
+    """Check a run without changing it.
+
+    All checkpoints are read whole and compared with their digests, metrics and events line by
+    line. Then, from each of the last two checkpoints, a copy of the run is trained again for some
+    steps, and every line of its metrics compared with the one in the run; where it reaches the
+    next checkpoint, all weights and moments too.
+
+    Args:
+        run_dir: Folder of the run.
+        steps: Steps to train again from each.
+
+    Raises:
+        RunDirectoryError: There is no run.
+        DataError: The data of the run has changed or is gone.
+        ConfigError: A setting does not fit this version.
+    """
+    store = RunStore.open(run_dir)
+    problems: list[str] = []
+    whole = []
+    for step in store.steps():
+        try:
+            inspect_checkpoint(store.checkpoint_path(step))
+            whole.append(step)
+        except CheckpointError as error:
+            problems.append(str(error))
+    records = _records(store.metrics_path, problems)
+    _records(store.path / "events.jsonl", problems)
+    _check_steps(store.metrics_path, records, problems)
+    replayed = []
+    last = max((int(str(record["step"])) for record in records), default=0)
+    followed = [step for step in whole if step < last]
+    for step in followed[-2:] if steps else []:
+        end = _replay(store, step, steps, records, problems)
+        if end > step:
+            replayed.append((step, end))
+    if not whole:
+        problems.append(f"{run_dir}: holds no whole checkpoint")
+    return Verified(whole, len(records), replayed, problems)
+
+
+def _records(path: Path, problems: list[str]) -> list[dict[str, object]]:
+    try:
+        return read_metrics(path)
+    except RunDirectoryError as error:
+        problems.append(str(error))
+        return []
+
+
+def _check_steps(path: Path, records: list[dict[str, object]], problems: list[str]) -> None:
+    """Expect one training record for each step, in order."""
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    if steps and steps != list(range(int(str(steps[0])), int(str(steps[0])) + len(steps))):
+        problems.append(f"{path}: has not one training record for each step")
+
+
+def _replay(
+    store: RunStore, step: int, steps: int, records: list[dict[str, object]], problems: list[str]
+) -> int:
+    """Train a copy again; return the step that it reached with the same bits."""
+    recorded = [r for r in records if isinstance(r["step"], int) and r["step"] > step]
+    later = [int(str(r["step"])) for r in recorded]
+    end = min(max(later, default=step), step + steps)
+    if end == step:
+        return step
+    with tempfile.TemporaryDirectory(prefix="spherescan-verify-") as folder:
+        copy = Path(folder) / "run"
+        fork(store.path, copy, step=step)
+        trainer = resume(copy)
+        try:
+            trainer.fit(end - step)
+        except SpherescanError as error:
+            problems.append(f"training again from step {step}: {error}")
+            return step
+        finally:
+            trainer.close()
+        again = [r for r in read_metrics(copy / "metrics.jsonl") if r["step"] != step]
+        for before, now in zip(recorded, again, strict=False):
+            if _content(before) != _content(now):
+                problems.append(
+                    f"{store.path}: step {before['step']}, trained again from step {step}, gives "
+                    f"{_different(before, now)}"
+                )
+                return int(str(before["step"])) - 1
+        if end in store.steps():
+            problems += _compare(store, RunStore.open(copy), end)
+    return end
+
+
+def _content(record: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in record.items() if key not in {"run_id", "seq"}}
+
+
+def _different(before: dict[str, object], now: dict[str, object]) -> str:
+    keys = [key for key in _content(before) if before[key] != now.get(key)]
+    return ", ".join(f"{key} {now.get(key)!r} instead of {before[key]!r}" for key in keys)
+
+
+def _compare(store: RunStore, copy: RunStore, step: int) -> list[str]:
+    """Compare all tensors of the checkpoints of a step in two runs."""
+    there, here = store.load(step).tensors, copy.load(step).tensors
+    names = [
+        name
+        for name in there
+        if not name.startswith("generators/")
+        and (name not in here or there[name].numpy().tobytes() != here[name].numpy().tobytes())
+    ]
+    if not names:
+        return []
+    return [f"{store.checkpoint_path(step)}: trained again, {names[0]} has other bits"]
