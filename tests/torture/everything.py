@@ -1,0 +1,173 @@
+"""A tiny run that uses everything at once, and what must be equal when it was interrupted.
+
+Hybrid steps with local losses and backpropagation in every second one, merged by an aggregator and
+weighed by a weighting that both have state; growth in the middle, frozen blocks that thaw later,
+dropout; validation with a best step and early stopping; tokens in shuffled shards, packed, for
+more than three epochs, prefetched by two workers; the native kernels.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from spherescan.config import RunConfig, load_config
+from spherescan.data import write_shards
+from spherescan.ops import native
+from spherescan.runs import read_checkpoint, read_metrics
+from spherescan.train import Reporter, Trainer, resume, start
+
+STEPS = 40
+SETTINGS = {
+    "data.source": "tokens",
+    "data.batch_size": "4",
+    "data.seq_len": "16",
+    "data.packing": "true",
+    "data.shuffle_shards": "true",
+    "data.prefetch_workers": "0",
+    "model.d_model": "8",
+    "model.n_layers": "2",
+    "model.d_state": "4",
+    "model.expand": "1",
+    "model.dropout": "0.1",
+    "prototypes.scale": "4.0",
+    "optim.warmup_steps": "3",
+    "optim.lr": "0.03",
+    "local.loss": "prototype",
+    "local.mode": "surgery",
+    "surgery.backprop_every": "2",
+    "surgery.aggregator": "gradvac",
+    "surgery.weighting": "gradnorm",
+    "grow.layers": "3",
+    "grow.placement": "insert:1",
+    "grow.at_step": "11",
+    "freeze.blocks": "first:1",
+    "freeze.embedding": "true",
+    "freeze.until_step": "19",
+    "validation.every": "4",
+    "validation.batches": "2",
+    "validation.patience": "4",
+    "checkpoint.every": "5",
+    "checkpoint.keep": "2",
+    "run.steps": str(STEPS),
+    "run.threads": "1",
+}
+
+
+def write_data(folder: Path) -> Path:
+    """Write some 500 tokens to learn in documents of many lengths, and others to validate on.
+
+    The validation tokens follow no rule, so that validation soon stops improving.
+    """
+    rng = np.random.default_rng(0)
+    for name, rule, n in (("train", [1, 1, 1, 2, 5], 16), ("validation", [*range(12)], 8)):
+        walks = [rng.choice(rule, size=length) for length in rng.integers(3, 60, size=n)]
+        documents = [(np.cumsum(walk) % 12).astype(np.uint16) for walk in walks]
+        write_shards(documents, folder / name, vocab_size=12, tokens_per_shard=128)
+    return folder
+
+
+def configuration(data: Path, run: Path, **changes: str) -> RunConfig:
+    """Return the configuration; a change is named like `run__steps`."""
+    known = set(_names())
+    settings = {key: value for key, value in SETTINGS.items() if key in known}
+    settings |= {
+        "data.train": str(data / "train"),
+        "data.validation": str(data / "validation"),
+        "run.dir": str(run),
+    }
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config(None, settings)
+
+
+def _names() -> list[str]:
+    sections = RunConfig.model_fields
+    return [
+        f"{section}.{name}"
+        for section, field in sections.items()
+        for name in field.annotation.model_fields
+    ]
+
+
+def left_out() -> list[str]:
+    """Return the settings above that this version of the program does not have."""
+    return sorted(SETTINGS.keys() - set(_names()))
+
+
+def go(
+    data: Path,
+    run: Path,
+    *,
+    told: Callable[[Trainer], Reporter] = lambda _: Reporter(),
+    changes: dict[str, str] | None = None,
+) -> str:
+    """Begin the run, or go on with it, to its end; return why it ended."""
+    if (run / "run.json").exists():
+        random.seed()  # the run must not depend on what the process had drawn
+        trainer = resume(run, {})
+    else:
+        random.seed(0)  # a fork seeds it anew, and a checkpoint holds its state
+        trainer = start(configuration(data, run, **(changes or {})))
+    try:
+        return trainer.fit(reporter=told(trainer))
+    finally:
+        trainer.close()
+
+
+def result(run: Path) -> dict[str, object]:
+    """Return digests of all that must be the same bits as in a run that was not interrupted."""
+    newest = sorted((run / "ckpt").glob("step-*.safetensors"))
+    checkpoint = read_checkpoint(newest[-1])
+    own = checkpoint.state["run_id"]
+    state = json.dumps(checkpoint.state, sort_keys=True).replace(own, "RUN")
+    metrics = (run / "metrics.jsonl").read_text().replace(own, "RUN")
+    records = read_metrics(run / "metrics.jsonl")
+    best = checkpoint.state["counters"]["best_step"]
+    return {
+        "step": checkpoint.state["step"],
+        "model": _digest(checkpoint.below("model/")),
+        "optimizer": _digest(checkpoint.below("optim/")),
+        "all": _digest(checkpoint.tensors),
+        "state": _sha(_without_place(state, run)),
+        "metrics": _sha(metrics),
+        "train lines": sum(record["kind"] == "train" for record in records),
+        "lines": len(records),
+        "best": best,
+        "best tensors": _digest(read_checkpoint(_best(run, best)).tensors),
+        "left over": sorted(path.name for path in run.rglob(".tmp-*")),
+    }
+
+
+def _best(run: Path, step: int) -> Path:
+    best = run / "best.safetensors"
+    kept = run / "ckpt" / f"step-{step:012d}.safetensors"
+    if best.exists():
+        assert read_checkpoint(best).digest == read_checkpoint(kept).digest, "best is another one"
+    return kept
+
+
+def _without_place(text: str, run: Path) -> str:
+    state = json.loads(text.replace(str(run), "RUN"))
+    # The CRC covers the random run_id in each line, and the parent's digest covers the times.
+    state["metrics"].pop("crc32")
+    for key in ("seconds", "parent"):
+        state.pop(key)
+    return json.dumps(state, sort_keys=True)
+
+
+def _digest(tensors: dict) -> str:
+    from tests.torture.small import bits_of
+
+    return bits_of(tensors)
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def uses_native_kernels() -> bool:
+    """Return whether the compiled kernels are in use."""
+    return native.unavailable() is None
