@@ -68,7 +68,7 @@ def lessons_of(
                 x = x.detach()
             base, update = model.through(blocks, x, mask=passing.mask, reset=passing.reset)
             out = base + update if local is not None else base
-            if local is not None and (local.at_last or not last) and _learns(model, blocks):
+            if local is not None and (local.at_last or not last) and _parameters(model, blocks):
                 lesson.local = local.loss(Passage(model, blocks, x, out, batch))
             if last and reads_out:
                 if local is not None:
@@ -167,12 +167,6 @@ def _unmerged(
     return done
 
 
-def _learns(model: SequenceModel, blocks: range) -> bool:
-    """Return whether a local loss reaches anything: blocks of the group, or what feeds it."""
-    modules = [model.layers[i] for i in blocks] + ([model.embedding] if blocks.start == 0 else [])
-    return any(p.requires_grad for module in modules for p in module.parameters())
-
-
 def _backward(losses: list[Tensor]) -> None:
     losses = [loss for loss in losses if loss.requires_grad]
     # Between two lessons the forward pass still holds its autocast, which is not for gradients.
@@ -182,7 +176,7 @@ def _backward(losses: list[Tensor]) -> None:
 
 
 def _parameters(model: SequenceModel, blocks: range) -> list[nn.Parameter]:
-    """Return what the local loss of a group may reach: its blocks, its head, and what feeds it."""
+    """Return what a local loss may train: blocks of the group, its head, and what feeds it."""
     modules: list[nn.Module] = [model.layers[i] for i in blocks]
     if str(blocks[-1]) in model.local_heads:
         modules.append(model.local_heads[str(blocks[-1])])
