@@ -3,11 +3,13 @@
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.torture import everything
-from tests.torture.faults import Faults
-from tests.torture.forking import in_child
+from spherescan.runs import read_checkpoint
+from tests.torture import everything, small
+from tests.torture.faults import Faults, Mode
+from tests.torture.forking import Ended, in_child
 from tests.torture.report import Report
 
 
@@ -65,3 +67,131 @@ def _where(run: Path) -> str:
     if any(run.rglob(".tmp-*")):
         return "kills with a file half written"
     return "kills elsewhere"
+
+
+def kills_at_operations(root: Path, faults: Faults, *, count: int, seed: int) -> Report:
+    """Kill at each operation on the folder, of small runs all and of the large one a sample.
+
+    The count is that of the sample. From 100 on, the small ones are killed after each operation
+    too, and not only before it.
+    """
+    rng = random.Random(seed)
+    report = Report()
+    modes = (Mode.KILL_BEFORE, Mode.KILL_AFTER) if count >= 100 else (Mode.KILL_BEFORE,)
+    for name, prepare in SCENES.items():
+        _kill_small(root, faults, name, prepare, modes, report)
+    _kill_large(root, faults, rng, count, report)
+    return report
+
+
+SMALL_STEPS = 8
+
+
+def _nothing(_: Path) -> None:
+    """Begin with no run: first saves, later ones, the best, pruning."""
+
+
+def _what_crashes_leave(run: Path) -> None:
+    """Begin with a run that has something of everything that recovery has to deal with."""
+    small.go(run, 4)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"run_id": "torn')
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(b'{"run_id": "torn')
+    (run / "ckpt" / ".tmp-step-000000000006.safetensors-1-00").write_bytes(b"half")
+    (run / ".tmp-best.safetensors-1-00").write_bytes(b"half")
+    damaged = run / "ckpt" / "step-000000000004.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-100] ^= 1
+    damaged.write_bytes(data)
+
+
+SCENES = {"a new run": _nothing, "a recovery": _what_crashes_leave}
+
+
+def _kill_small(
+    root: Path,
+    faults: Faults,
+    name: str,
+    prepare: Callable[[Path], None],
+    modes: tuple[Mode, ...],
+    report: Report,
+) -> None:
+    run, notes, prepared = faults.root / "run", root / "notes", root / name
+    prepare(prepared)
+
+    def attempt(mode: Mode, at: int) -> Ended:
+        shutil.rmtree(run, ignore_errors=True)
+        notes.write_text("")
+        if prepared.exists():
+            shutil.copytree(prepared, run)
+        return in_child(lambda: _go_small(run, notes, faults, mode, at))
+
+    total = attempt(Mode.COUNT, 0).expect_finished()
+    report.facts[f"operations of {name}"] = total
+    for mode in modes:
+        for at in range(1, total + 1):
+            where = f"{name}, {mode.name} operation {at}"
+            ended = attempt(mode, at)
+            report.expect(ended.signum == signal.SIGKILL, f"{where}: was not killed")
+            _go_small(run, notes, faults, Mode.OFF, 0)
+            failure = _wrong(run, notes)
+            report.expect(failure is None, f"{where}: {failure}")
+            report.count += 1
+
+
+def _go_small(run: Path, notes: Path, faults: Faults, mode: Mode, at: int) -> int:
+    with notes.open("a", buffering=1) as file:
+        faults.arm(mode, at=at)
+        small.go(run, SMALL_STEPS, note=lambda text: file.write(f"{text}\n"))
+    return faults.counted
+
+
+def _wrong(run: Path, notes: Path) -> str | None:
+    """Compare a finished small run with what it must be."""
+    saved = 0
+    for what, step in (line.split() for line in notes.read_text().splitlines()):
+        if what == "saved":
+            saved = int(step)
+        elif int(step) < saved:
+            return f"step {saved} was saved, and {step} came back"
+    store, log, step = small.recover(run)
+    checkpoint = store.load()
+    log.close()
+    store.close()
+    best = read_checkpoint(run / "best.safetensors").state["step"]
+    wanted = {
+        "step": (step, SMALL_STEPS),
+        "bits": (small.bits_of(checkpoint.tensors), small.bits_of(small.tensors_of(step))),
+        "metrics": ((run / "metrics.jsonl").read_bytes(), small.lines_until(store.run_id, step)),
+        "best": (best, small.best_step(step)),
+        "best kept": (small.best_step(step) in store.steps(), True),
+        "left over": ([path.name for path in run.rglob(".tmp-*")], []),
+    }
+    wrong = [name for name, (found, right) in wanted.items() if found != right]
+    return f"{wrong[0]}: {wanted[wrong[0]][0]!r}" if wrong else None
+
+
+def _kill_large(root: Path, faults: Faults, rng: random.Random, count: int, report: Report) -> None:
+    data = everything.write_data(root)
+    run = faults.root / "large"
+
+    def go(mode: Mode, at: int = 0) -> int:
+        faults.arm(mode, at=at)
+        everything.go(data, run)
+        return faults.counted
+
+    total = in_child(lambda: go(Mode.COUNT)).expect_finished()
+    wanted = everything.result(run)
+    report.facts["operations of the large run"] = total
+    for at in sorted(rng.sample(range(1, total + 1), min(count, total))):
+        shutil.rmtree(run)
+        mode = rng.choice([Mode.KILL_BEFORE, Mode.KILL_AFTER])
+        where = f"the large run, {mode.name} operation {at}"
+        ended = in_child(lambda: go(mode, at))  # noqa: B023 - called at once
+        report.expect(ended.signum == signal.SIGKILL, f"{where}: was not killed")
+        in_child(lambda: go(Mode.OFF)).expect_finished()
+        found = everything.result(run)
+        different = [key for key in wanted if found[key] != wanted[key]]
+        report.expect(not different, f"{where}: other {', '.join(different)}")
+        report.count += 1

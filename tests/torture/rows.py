@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.torture.kill_rows import random_kills
+from tests.torture.kill_rows import kills_at_operations, random_kills
 from tests.torture.power_rows import power_loss
 from tests.torture.report import Report
 from tests.torture.rot_rows import bit_rot
@@ -32,6 +32,7 @@ class Row:
 
 ROWS = {
     "T1": Row("kills at random times", (60, 2_000, 20_000), random_kills, in_memory=False),
+    "T2": Row("kills at every operation on the folder", (10, 200, 1_000), kills_at_operations),
     "T3": Row("states after a loss of power", (3_000, 12_000, 1_000_000), power_loss),
     "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
 }

@@ -56,17 +56,17 @@ def go(path: Path, until: int, *, note: Callable[[str], object] = lambda _: None
     Args:
         path: Its folder.
         until: The last step.
-        note: Told `saved STEP` when a save has returned, `begun` when it is a run.
+        note: Told `saved STEP` when a save and all that follows it has returned, `resumed STEP`.
     """
     if (path / "run.json").exists():
         store, log, step = recover(path)
+        note(f"resumed {step}")
     else:
         store = RunStore.create(path)
         log = MetricsLog(store.metrics_path, run_id=store.run_id, folder=store.folder)
         step = 0
         _save(store, log, step, note)
         store.announce("a = 1\n")
-        note("begun")
         note(f"saved {step}")
     while step < until:
         step += 1
@@ -86,6 +86,7 @@ def recover(path: Path) -> tuple[RunStore, MetricsLog, int]:
         checkpoint = store.recover()
         log = MetricsLog(store.metrics_path, run_id=store.run_id, folder=store.folder)
         log.cut_to(LogPosition(**checkpoint.state["metrics"]))
+        store.show_best(checkpoint.state["counters"]["best_step"])
     except BaseException:
         store.close()
         raise
