@@ -19,6 +19,7 @@ from spherescan.errors import CheckpointError, StorageError
 from spherescan.runs import container
 from spherescan.runs.container import (
     COMMIT,
+    SCHEMA,
     inspect_checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -85,7 +86,7 @@ class TestRoundTrip:
         for name, tensor in expected.items():
             assert_same(checkpoint.tensors[name], tensor)
         assert checkpoint.state == STATE
-        assert (checkpoint.digest, checkpoint.schema) == (digest, 1)
+        assert (checkpoint.digest, checkpoint.schema) == (digest, SCHEMA)
         assert torch.__version__ in checkpoint.created_by
 
     @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ class TestRoundTrip:
         with safe_open(tmp_path / "c", "pt") as file:
             metadata = file.metadata()
         assert metadata["format"] == "pt"
-        assert metadata["spherescan.schema"] == "1"
+        assert metadata["spherescan.schema"] == str(SCHEMA)
         assert json.loads(metadata["spherescan.state"]) == STATE
 
     def test_the_last_bytes_are_the_hash_of_all_before(self, tmp_path):
@@ -381,7 +382,7 @@ class TestForgedHeaders:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"spherescan.schema": "2"}, "schema 2.*upgrade"),
+            ({"spherescan.schema": str(SCHEMA + 1)}, "schema 3.*upgrade"),
             ({"spherescan.schema": "0"}, "not a number"),
             ({"spherescan.schema": "1 "}, "not a number"),
             ({"spherescan.schema": None}, "no spherescan.schema"),

@@ -13,13 +13,13 @@ def test_one_holder_at_a_time(tmp_path):
     with pytest.raises(LockedError, match="not yet known"):
         RunLock(tmp_path / "run.lock")
     first.sign()
-    with pytest.raises(LockedError, match=f"process {os.getpid()} is writing"):
+    with pytest.raises(LockedError, match=f"process {os.getpid()}, since .* is writing"):
         RunLock(tmp_path / "run.lock")
     first.close()
     first.close()
     second = RunLock(tmp_path / "run.lock")
     second.sign()
-    assert (tmp_path / "run.lock").read_text() == f"{os.getpid()}\n"
+    assert (tmp_path / "run.lock").read_text().startswith(f"{os.getpid()}, since ")
     second.close()
 
 

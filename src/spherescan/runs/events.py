@@ -4,7 +4,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Literal
 
-from spherescan.errors import StorageError
+from spherescan.errors import RunDirectoryError, StorageError
 from spherescan.runs.folder import Folder
 from spherescan.runs.metrics import MetricsLog
 
@@ -18,7 +18,10 @@ Kind = Literal[
 
 
 class EventLog:
-    """The one writer of an `events.jsonl`; a line torn by a crash is removed when it opens.
+    """The one writer of an `events.jsonl`.
+
+    A line that a crash tore is removed when it opens. A log that is damaged in another way, as
+    after a loss of power, is kept under the name events.damaged-N.jsonl, and a new one begun.
 
     Args:
         path: The file.
@@ -31,9 +34,14 @@ class EventLog:
     """
 
     def __init__(self, path: Path, *, run_id: str, folder: Folder) -> None:
-        self._log = MetricsLog(path, run_id=run_id, folder=folder, patience=PATIENCE_SECONDS)
+        self._log = _opened(path, run_id, folder)
         try:
             self._log.cut_torn_line()
+        except RunDirectoryError as error:
+            self._log.close()
+            aside = folder.set_aside(path.name, "events.damaged-{}.jsonl")
+            self._log = _opened(path, run_id, folder)
+            self.write("quarantine", file=aside, reason=str(error))
         except BaseException:
             self._log.close()
             raise
@@ -52,3 +60,7 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         self._log.close()
+
+
+def _opened(path: Path, run_id: str, folder: Folder) -> MetricsLog:
+    return MetricsLog(path, run_id=run_id, folder=folder, patience=PATIENCE_SECONDS)

@@ -4,9 +4,10 @@ import errno
 import os
 import stat
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
-from spherescan.errors import ConfigError, RunDirectoryError
+from spherescan.errors import ConfigError, RunDirectoryError, StorageError
 
 # What a path itself is wrong about, as against what the system refuses.
 _WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
@@ -69,6 +70,27 @@ class Folder:
         """Give a file another name in this folder."""
         os.rename(name, new, src_dir_fd=self.file, dst_dir_fd=self.file)
 
+    def set_aside(self, name: str, pattern: str) -> str:
+        """Give a file the first free name of a pattern with a number in it, durably.
+
+        Returns:
+            That name.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        number = 1
+        while self.holds(new := pattern.format(number)):
+            number += 1
+        try:
+            self.rename(name, new)
+            self.sync()
+        except OSError as error:
+            raise StorageError(
+                f"{self.path / name}: cannot be renamed: {error.strerror}"
+            ) from error
+        return new
+
     def link(self, name: str, new: str, *, source: "Folder") -> None:
         """Give a file of another folder a second name here."""
         os.link(name, new, src_dir_fd=source.file, dst_dir_fd=self.file, follow_symlinks=False)
@@ -127,8 +149,8 @@ def refusal(path: Path, error: OSError | ValueError) -> ConfigError | RunDirecto
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if isinstance(error, OSError) and error.errno not in _WRONG_PATHS:
         return RunDirectoryError(f"{path}: cannot be opened: {reason}")
-    if path.is_symlink():
-        reason = "it is a symbolic link"
+    with suppress(OSError, ValueError):  # no name at all is no link either
+        reason = "it is a symbolic link" if path.is_symlink() else reason
     return ConfigError(f"{path}: names no folder of a run: {reason}; give the folder itself")
 
 

@@ -72,7 +72,8 @@ class RunLock:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    holder = os.pread(self._file, 80, 0).decode("ascii", errors="replace").strip()
+                    text = os.pread(self._file, 80, 0).decode("ascii", errors="replace").strip()
+                    holder = "".join(c for c in text if c.isprintable())
                     raise LockedError(
                         f"{path.parent}: process {holder or '(not yet known)'} is writing this "
                         "run; wait for it (--lock-wait SECONDS) or stop it"

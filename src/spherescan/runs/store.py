@@ -353,16 +353,7 @@ class RunStore:
             finally:
                 log.close()
         except RunDirectoryError as error:
-            number = 1
-            while self._run.holds(new := f"metrics.damaged-{number}.jsonl"):
-                number += 1
-            try:
-                self._run.rename("metrics.jsonl", new)
-                self._run.sync()
-            except OSError as refused:
-                raise StorageError(
-                    f"{self.metrics_path}: cannot be renamed: {refused.strerror}"
-                ) from refused
+            new = self._run.set_aside("metrics.jsonl", "metrics.damaged-{}.jsonl")
             self.event("quarantine", file=new, reason=str(error))
             checkpoint.state["metrics"] = dataclasses.asdict(LogPosition(0, 0, 0, 0))
 
@@ -449,16 +440,7 @@ class RunStore:
         self.event("quarantine", step=step, file=new, reason=reason)
 
     def _set_aside(self, step: int, why: str) -> str:
-        number = 1
-        while self._checkpoints.holds(new := f"{why}-{_name(step)}-{number}"):
-            number += 1
-        try:
-            self._checkpoints.rename(_name(step), new)
-            self._checkpoints.sync()
-        except OSError as error:
-            raise StorageError(
-                f"{self.checkpoint_path(step)}: cannot be renamed: {error.strerror}"
-            ) from error
+        new = self._checkpoints.set_aside(_name(step), f"{why}-{_name(step)}-{{}}")
         self._verified.discard(step)
         return new
 

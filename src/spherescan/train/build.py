@@ -14,7 +14,7 @@ from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
 from spherescan.ops.form import selected_form
 from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
 from spherescan.train.depth import grow, load_base, read_base
-from spherescan.train.environment import differences, environment
+from spherescan.train.environment import differences, environment, seed_generators
 from spherescan.train.problem import Problem, expect_same_data, open_problem, with_layers
 from spherescan.train.trainer import Trainer
 
@@ -46,9 +46,10 @@ def start(config: RunConfig, *, require_lock: bool = True) -> Trainer:
     """Open the data, build the model, then make the folder of the run with its first checkpoint.
 
     Args:
-        config: The whole configuration; `run.dir` must be set. `run.threads`, when set, becomes
-            the thread count of torch for the whole process, and `run.precision` sets how torch
-            multiplies float32 matrices.
+        config: The whole configuration; `run.dir` must be set. For the whole process, `run.threads`
+            when set becomes the thread count of torch, `run.precision` sets how torch multiplies
+            float32 matrices, torch computes deterministically, and the global generators are
+            seeded.
         require_lock: Whether to refuse a file system without locks.
 
     Raises:
@@ -66,6 +67,7 @@ def start(config: RunConfig, *, require_lock: bool = True) -> Trainer:
     store = RunStore.create(path, required_lock=require_lock)
     try:
         trainer = Trainer(config, problem, model, store)
+        seed_generators(config.run.seed)
         trainer.save()
         parent = None if config.grow.base is None else {"base": config.grow.base}
         store.announce(to_toml(config), parent=parent)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spherescan import __version__
+from spherescan.data.order import derived_seed
 from spherescan.errors import CheckpointError
 from spherescan.ops import native
 from spherescan.ops.form import selected_form
@@ -38,6 +39,13 @@ def differences(saved: dict[str, str | int] | None) -> dict[str, list[str | int 
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     }
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of the process, so that code of the user draws the same every time."""
+    random.seed(derived_seed(seed, "python"))
+    np.random.seed(derived_seed(seed, "numpy") % 2**32)  # noqa: NPY002  the global one is meant
+    torch.manual_seed(derived_seed(seed, "torch"))
 
 
 def generator_tensors() -> dict[str, Tensor]:
