@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="attempts of each row, instead of the tier's")
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
+    parser.add_argument("--show", type=int, default=10, help="failures to print")
     parser.add_argument("--list", action="store_true", help="print the rows")
     options = parser.parse_args()
     if options.list:
@@ -59,15 +60,15 @@ def _run(options: argparse.Namespace) -> int:
     for name in options.rows or ROWS:
         row = ROWS[name]
         count = options.count or row.counts[TIERS.index(options.tier)]
-        began = time.monotonic()
+        report, began = Report(), time.monotonic()
         place = MEMORY if row.in_memory and MEMORY.is_dir() else None
         with tempfile.TemporaryDirectory(prefix=f"torture-{name}-", dir=place) as folder:
             root = Path(folder).resolve()
             (root / "box").mkdir()
             try:
-                report = row.run(root, Faults(root / "box"), count=count, seed=seed)
+                row.run(root, Faults(root / "box"), report, count=count, seed=seed)
             except Exception:  # noqa: BLE001 - the other rows still run
-                report = Report(failures=[traceback.format_exc()])
+                report.failures.append(traceback.format_exc())
         seconds = round(time.monotonic() - began, 1)
         result = "FAILED" if report.failures else "ok"
         print(
@@ -76,10 +77,10 @@ def _run(options: argparse.Namespace) -> int:
         )
         for fact, value in report.facts.items():
             print(f"       {fact}: {value}", flush=True)
-        for failure in report.failures[:10]:
+        for failure in report.failures[: options.show]:
             print(f"       FAILED: {failure}", flush=True)
-        if len(report.failures) > 10:
-            print(f"       and {len(report.failures) - 10} more", flush=True)
+        if len(report.failures) > options.show:
+            print(f"       and {len(report.failures) - options.show} more", flush=True)
         results.append(
             {
                 "row": name,

@@ -16,9 +16,11 @@ import numpy as np
 
 from spherescan.config import RunConfig, load_config
 from spherescan.data import write_shards
+from spherescan.errors import CheckpointError
 from spherescan.ops import native
-from spherescan.runs import read_checkpoint, read_metrics
+from spherescan.runs import RunStore, read_checkpoint, read_metrics
 from spherescan.train import Reporter, Trainer, resume, start
+from tests.torture.small import bits_of
 
 STEPS = 40
 SETTINGS = {
@@ -125,28 +127,30 @@ def result(run: Path) -> dict[str, object]:
     state = json.dumps(checkpoint.state, sort_keys=True).replace(own, "RUN")
     metrics = (run / "metrics.jsonl").read_text().replace(own, "RUN")
     records = read_metrics(run / "metrics.jsonl")
-    best = checkpoint.state["counters"]["best_step"]
     return {
         "step": checkpoint.state["step"],
-        "model": _digest(checkpoint.below("model/")),
-        "optimizer": _digest(checkpoint.below("optim/")),
-        "all": _digest(checkpoint.tensors),
+        "model": bits_of(checkpoint.below("model/")),
+        "optimizer": bits_of(checkpoint.below("optim/")),
+        "all": bits_of(checkpoint.tensors),
         "state": _sha(_without_place(state, run)),
         "metrics": _sha(metrics),
         "train lines": sum(record["kind"] == "train" for record in records),
         "lines": len(records),
-        "best": best,
-        "best tensors": _digest(read_checkpoint(_best(run, best)).tensors),
+        "best": checkpoint.state["counters"]["best_step"],
+        "best tensors": _best(run),
         "left over": sorted(path.name for path in run.rglob(".tmp-*")),
     }
 
 
-def _best(run: Path, step: int) -> Path:
-    best = run / "best.safetensors"
-    kept = run / "ckpt" / f"step-{step:012d}.safetensors"
-    if best.exists():
-        assert read_checkpoint(best).digest == read_checkpoint(kept).digest, "best is another one"
-    return kept
+def _best(run: Path) -> str | None:
+    """Return the bits of what an evaluation would take; None when there is nothing to take."""
+    try:
+        best = RunStore.open(run).load_best()
+    except CheckpointError:
+        return None
+    shown = run / "best.safetensors"
+    assert not shown.exists() or read_checkpoint(shown).digest == best.digest, "another is shown"
+    return bits_of(best.tensors)
 
 
 def _without_place(text: str, run: Path) -> str:
@@ -156,12 +160,6 @@ def _without_place(text: str, run: Path) -> str:
     for key in ("seconds", "parent"):
         state.pop(key)
     return json.dumps(state, sort_keys=True)
-
-
-def _digest(tensors: dict) -> str:
-    from tests.torture.small import bits_of
-
-    return bits_of(tensors)
 
 
 def _sha(text: str) -> str:

@@ -36,6 +36,7 @@ static volatile int mode = OFF, error_number, onwards, trace = -1;
 static volatile unsigned kinds;
 static volatile long at, counted, happened;
 static long per_kind[N_KINDS];
+static int chosen_kind = -1;
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(name, type, ...)                                                  \
@@ -57,7 +58,7 @@ void faults_watch(const char *folder) {
 void faults_arm(int new_mode, long operation, int error, int from_then_on, unsigned only_kinds) {
     mode = OFF;
     at = operation, error_number = error, onwards = from_then_on, kinds = only_kinds;
-    counted = happened = 0;
+    counted = happened = 0, chosen_kind = -1;
     memset(per_kind, 0, sizeof per_kind);
     mode = new_mode;
 }
@@ -66,6 +67,8 @@ long faults_counted(void) { return counted; }
 long faults_of_kind(int kind) { return per_kind[kind]; }
 /* How often a fault really happened: 0 when the operation never came. */
 long faults_happened(void) { return happened; }
+/* Of what kind the first operation was that the fault was for; -1 when it never came. */
+int faults_chosen_kind(void) { return chosen_kind; }
 void faults_record(int file) { trace = file; }
 
 static void put(const char *text, size_t length) {
@@ -165,6 +168,7 @@ static int chosen(enum kind kind, int *last) {
     per_kind[kind]++;
     pthread_mutex_unlock(&guard);
     int now = n == at || (onwards && n > at && at > 0);
+    if (n == at) chosen_kind = kind;
     if (now && mode == KILL_BEFORE) die();
     *last = now && mode == KILL_AFTER;
     if (now && (mode == FAIL || (mode == SHORTEN && kind == WRITE))) {

@@ -138,6 +138,12 @@ class Faults:
         """Faults since `arm`: 0 when the operation never came."""
         return int(self._library.faults_happened())
 
+    @property
+    def chosen_kind(self) -> Kind | None:
+        """Of what kind the operation was; None when it never came."""
+        number = int(self._library.faults_chosen_kind())
+        return None if number < 0 else Kind(number)
+
     def of_kind(self, kind: Kind) -> int:
         """Operations of a kind since `arm`."""
         return int(self._library.faults_of_kind(int(kind)))

@@ -6,17 +6,15 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from spherescan.runs import read_checkpoint
 from tests.torture import everything, small
 from tests.torture.faults import Faults, Mode
 from tests.torture.forking import Ended, in_child
 from tests.torture.report import Report
 
 
-def random_kills(root: Path, _: Faults, *, count: int, seed: int) -> Report:
+def random_kills(root: Path, _: Faults, report: Report, *, count: int, seed: int) -> None:
     """Kill the run that uses everything at random times, and go on with it until it is done."""
     rng = random.Random(seed)
-    report = Report()
     data = everything.write_data(root)
     in_child(lambda: everything.go(data, root / "warm")).expect_finished()  # files into memory
     undisturbed = in_child(lambda: everything.go(data, root / "alone"))
@@ -41,7 +39,6 @@ def random_kills(root: Path, _: Faults, *, count: int, seed: int) -> Report:
             shutil.copytree(root / "run", root.parent / f"torture-failed-{seed}-{runs}")
         shutil.rmtree(root / "run")
     report.facts["runs finished"] = runs
-    return report
 
 
 def _until_done(
@@ -69,19 +66,19 @@ def _where(run: Path) -> str:
     return "kills elsewhere"
 
 
-def kills_at_operations(root: Path, faults: Faults, *, count: int, seed: int) -> Report:
+def kills_at_operations(
+    root: Path, faults: Faults, report: Report, *, count: int, seed: int
+) -> None:
     """Kill at each operation on the folder, of small runs all and of the large one a sample.
 
     The count is that of the sample. From 100 on, the small ones are killed after each operation
     too, and not only before it.
     """
     rng = random.Random(seed)
-    report = Report()
     modes = (Mode.KILL_BEFORE, Mode.KILL_AFTER) if count >= 100 else (Mode.KILL_BEFORE,)
     for name, prepare in SCENES.items():
         _kill_small(root, faults, name, prepare, modes, report)
     _kill_large(root, faults, rng, count, report)
-    return report
 
 
 SMALL_STEPS = 8
@@ -135,7 +132,7 @@ def _kill_small(
             ended = attempt(mode, at)
             report.expect(ended.signum == signal.SIGKILL, f"{where}: was not killed")
             _go_small(run, notes, faults, Mode.OFF, 0)
-            failure = _wrong(run, notes)
+            failure = small.wrong(run, notes, SMALL_STEPS)
             report.expect(failure is None, f"{where}: {failure}")
             report.count += 1
 
@@ -145,31 +142,6 @@ def _go_small(run: Path, notes: Path, faults: Faults, mode: Mode, at: int) -> in
         faults.arm(mode, at=at)
         small.go(run, SMALL_STEPS, note=lambda text: file.write(f"{text}\n"))
     return faults.counted
-
-
-def _wrong(run: Path, notes: Path) -> str | None:
-    """Compare a finished small run with what it must be."""
-    saved = 0
-    for what, step in (line.split() for line in notes.read_text().splitlines()):
-        if what == "saved":
-            saved = int(step)
-        elif int(step) < saved:
-            return f"step {saved} was saved, and {step} came back"
-    store, log, step = small.recover(run)
-    checkpoint = store.load()
-    log.close()
-    store.close()
-    best = read_checkpoint(run / "best.safetensors").state["step"]
-    wanted = {
-        "step": (step, SMALL_STEPS),
-        "bits": (small.bits_of(checkpoint.tensors), small.bits_of(small.tensors_of(step))),
-        "metrics": ((run / "metrics.jsonl").read_bytes(), small.lines_until(store.run_id, step)),
-        "best": (best, small.best_step(step)),
-        "best kept": (small.best_step(step) in store.steps(), True),
-        "left over": ([path.name for path in run.rglob(".tmp-*")], []),
-    }
-    wrong = [name for name, (found, right) in wanted.items() if found != right]
-    return f"{wrong[0]}: {wanted[wrong[0]][0]!r}" if wrong else None
 
 
 def _kill_large(root: Path, faults: Faults, rng: random.Random, count: int, report: Report) -> None:

@@ -16,9 +16,8 @@ from tests.torture.report import Report
 STEPS = 10
 
 
-def power_loss(root: Path, faults: Faults, *, count: int, seed: int) -> Report:
+def power_loss(root: Path, faults: Faults, report: Report, *, count: int, seed: int) -> None:
     """Record runs, and recover from the states that a loss of power may leave of them."""
-    report = Report()
     traces = {name: _recorded(root, faults, work) for name, work in SEQUENCES.items()}
     for number, (name, trace) in enumerate(traces.items()):
         wanted = (count - report.count) // (len(traces) - number)
@@ -35,7 +34,6 @@ def power_loss(root: Path, faults: Faults, *, count: int, seed: int) -> Report:
                 report.failures.append(f"{name}, seed {seed}, per point {per_point}: {failure}")
         report.facts[f"{name}: operations"] = len(trace)
     _negative_controls(traces["save"], root, seed, report)
-    return report
 
 
 def _recorded(

@@ -12,14 +12,13 @@ from tests.torture.report import Report
 PAGE = 4096
 
 
-def bit_rot(root: Path, _: Faults, *, count: int, seed: int) -> Report:
+def bit_rot(root: Path, _: Faults, report: Report, *, count: int, seed: int) -> None:
     """Damage the newest of two checkpoints in every way, and recover.
 
     The count is that of random flips in data; at a tenth of 20 000 or less, of the header and of
     the truncations too only a sample is tried.
     """
     rng = random.Random(seed)
-    report = Report()
     small.go(root / "run", 2)
     store = RunStore.open(root / "run")
     store.lock()
@@ -44,7 +43,6 @@ def bit_rot(root: Path, _: Faults, *, count: int, seed: int) -> Report:
     newest.write_bytes(good)
     report.expect(store.recover().state["step"] == 2, "the undamaged file was refused too")
     store.close()
-    return report
 
 
 def _survives(store: RunStore) -> str | None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.torture.error_rows import failing_operations
 from tests.torture.kill_rows import kills_at_operations, random_kills
 from tests.torture.power_rows import power_loss
-from tests.torture.report import Report
 from tests.torture.rot_rows import bit_rot
 
 torch.set_num_threads(1)
@@ -20,13 +20,14 @@ class Row:
     Attributes:
         about: What is tried.
         counts: Attempts in the tiers ci, full and release.
-        run: Takes a temporary folder, the faults that watch `box` in it, a count and a seed.
+        run: Takes a temporary folder, the faults that watch `box` in it, a report to fill in, a
+            count and a seed.
         in_memory: Whether files that no kill can be noticed in are kept in memory.
     """
 
     about: str
     counts: tuple[int, int, int]
-    run: Callable[..., Report]
+    run: Callable[..., None]
     in_memory: bool = True
 
 
@@ -34,5 +35,6 @@ ROWS = {
     "T1": Row("kills at random times", (60, 2_000, 20_000), random_kills, in_memory=False),
     "T2": Row("kills at every operation on the folder", (10, 200, 1_000), kills_at_operations),
     "T3": Row("states after a loss of power", (3_000, 12_000, 1_000_000), power_loss),
+    "T4": Row("failing operations on the folder", (200, 5_000, 100_000), failing_operations),
     "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
+from spherescan.runs import LogPosition, MetricsLog, RunStore, read_checkpoint
 
 EVERY, KEEP = 2, 2
 
@@ -120,7 +120,26 @@ def _append(log: MetricsLog, step: int) -> None:
         log.append({"kind": "val", "step": step, "loss": 2 / step})
 
 
-def expect_right(checkpoint: Checkpoint, step: int) -> None:
-    """Compare a checkpoint with what that of its step must be."""
-    assert checkpoint.state["step"] == step
-    assert bits_of(checkpoint.tensors) == bits_of(tensors_of(step)), f"step {step}: other bits"
+def wrong(run: Path, notes: Path, steps: int) -> str | None:
+    """Compare a finished run with what it must be, and with what its saves have promised."""
+    saved = 0
+    for what, step in (line.split() for line in notes.read_text().splitlines()):
+        if what == "saved":
+            saved = int(step)
+        elif int(step) < saved:
+            return f"step {saved} was saved, and {step} came back"
+    store, log, step = recover(run)
+    checkpoint = store.load()
+    log.close()
+    store.close()
+    best = read_checkpoint(run / "best.safetensors").state["step"]
+    wanted = {
+        "step": (step, steps),
+        "bits": (bits_of(checkpoint.tensors), bits_of(tensors_of(step))),
+        "metrics": ((run / "metrics.jsonl").read_bytes(), lines_until(store.run_id, step)),
+        "best": (best, best_step(step)),
+        "best kept": (best_step(step) in store.steps(), True),
+        "left over": ([path.name for path in run.rglob(".tmp-*")], []),
+    }
+    others = [name for name, (found, right) in wanted.items() if found != right]
+    return f"{others[0]}: {wanted[others[0]][0]!r}" if others else None
