@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spherescan.data import SeriesStream, SeriesTable, locate, read_series
+from spherescan.data import BatchStream, SeriesSource, SeriesTable, locate, read_series
 from spherescan.data.series import (
     channel_statistics,
     class_indices,
@@ -49,7 +49,7 @@ def test_padding_is_zero_and_masked():
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 40))
 def test_every_epoch_trains_every_series_once(n, batch_size, seed):
-    stream = SeriesStream(ragged(n), np.arange(n), batch_size=batch_size, seed=seed)
+    stream = BatchStream(SeriesSource(ragged(n), np.arange(n), seed=seed), batch_size=batch_size)
     seen = []
     while len(seen) < 3 * n:
         batch = next(stream)
@@ -61,7 +61,8 @@ def test_every_epoch_trains_every_series_once(n, batch_size, seed):
 
 def test_a_stream_goes_on_from_every_position():
     def make():
-        return SeriesStream(ragged(7), np.arange(7), batch_size=3, seed=1, jitter=0.5)
+        source = SeriesSource(ragged(7), np.arange(7), seed=1, jitter=0.5)
+        return BatchStream(source, batch_size=3)
 
     stream = make()
     states, batches = [], []
@@ -83,8 +84,8 @@ def test_jitter_is_measured_in_standard_deviations_and_spares_the_padding():
     scale = np.array([1.0, 100.0])
     series = [(rng.normal(size=(50, 2)) * scale).astype(np.float32) for _ in range(40)]
     series[0] = series[0][:10]
-    plain = SeriesStream(series, np.arange(40), batch_size=40, seed=0)
-    noisy = SeriesStream(series, np.arange(40), batch_size=40, seed=0, jitter=0.3)
+    plain = BatchStream(SeriesSource(series, np.arange(40), seed=0), batch_size=40)
+    noisy = BatchStream(SeriesSource(series, np.arange(40), seed=0, jitter=0.3), batch_size=40)
     a, b = next(plain), next(noisy)
     noise = (b.inputs - a.inputs)[a.mask]
     assert noise.std(0).numpy() == pytest.approx(0.3 * scale, rel=0.1)

@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from spherescan.data import (
     NO_TARGET,
+    BatchStream,
     TokenData,
-    TokenStream,
+    TokenSource,
+    Windows,
     import_text,
     open_tokens,
     write_shards,
 )
+from spherescan.data.rows import fixed_sample, row_batches, split_rows
 from spherescan.data.shards import open_shards
-from spherescan.data.tokens import collate_tokens, fixed_sample, split_windows, token_batches
+from spherescan.data.tokens import collate_tokens
 from spherescan.errors import ConfigError, DataError, StorageError
 
 
@@ -34,8 +37,9 @@ LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8).filter(lambda x: s
 @given(LENGTHS, st.integers(1, 7), st.integers(1, 5), st.integers(1, 6), st.integers(0, 9))
 def test_every_transition_is_trained_once_per_epoch(lengths, seq_len, batch_size, shard_size, seed):
     data = text(lengths, shard_size=shard_size)
-    n = data.n_windows(seq_len)
-    stream = TokenStream(data, range(n), seq_len=seq_len, batch_size=batch_size, seed=seed)
+    windows = Windows(data, seq_len=seq_len)
+    n = len(windows)
+    stream = BatchStream(TokenSource(windows, range(n), seed=seed), batch_size=batch_size)
     seen, rows = [], 0
     while rows < 2 * n:
         batch = next(stream)
@@ -54,8 +58,8 @@ def test_every_transition_is_trained_once_per_epoch(lengths, seq_len, batch_size
 @given(LENGTHS, st.integers(1, 7))
 def test_resets_mark_every_document_start(lengths, seq_len):
     data = text(lengths)
-    windows = list(range(data.n_windows(seq_len)))
-    for batch in token_batches(data, windows, seq_len=seq_len, batch_size=3):
+    windows = Windows(data, seq_len=seq_len)
+    for batch in row_batches(windows, range(len(windows)), batch_size=3):
         starts = set(data.documents.tolist())
         expected = [[int(t) in starts for t in row] for row in batch.inputs]
         assert (batch.reset == (torch.tensor(expected) & batch.mask)).all()
@@ -65,7 +69,7 @@ def test_a_stream_goes_on_from_every_position():
     data = text([30, 7])
 
     def make():
-        return TokenStream(data, range(2, 9), seq_len=4, batch_size=3, seed=2)
+        return BatchStream(TokenSource(Windows(data, seq_len=4), range(2, 9), seed=2), batch_size=3)
 
     stream = make()
     states, batches = [], []
@@ -81,13 +85,13 @@ def test_a_stream_goes_on_from_every_position():
 
 def test_training_and_validation_share_no_transition():
     data = text([100])
-    training, validation = split_windows(data, seq_len=7, fraction=0.2)
+    training, validation = split_rows(Windows(data, seq_len=7), fraction=0.2)
     assert len(validation) == 3
     assert [*training, *validation] == list(range(15))
     with pytest.raises(DataError, match="make 1 windows of 200"):
-        split_windows(data, seq_len=200, fraction=0.1)
+        split_rows(Windows(data, seq_len=200), fraction=0.1)
     with pytest.raises(DataError, match="0 windows"):
-        split_windows(text([1]), seq_len=3, fraction=0.1)
+        split_rows(Windows(text([1]), seq_len=3), fraction=0.1)
 
 
 def test_the_fixed_sample_is_fixed_and_spread():
@@ -186,7 +190,7 @@ def test_what_cannot_be_imported_leaves_nothing_behind(folder, tmp_path):
         import_text(folder / "a.py", folder, encoding="bytes")
     with pytest.raises(DataError, match="lies inside"):
         import_text(folder, folder / "out", encoding="bytes")
-    with pytest.raises(DataError, match="token 300 exceeds 255"):
+    with pytest.raises(DataError, match="token 300 is outside the vocabulary of 256"):
         write_shards([np.array([300])], tmp_path / "out", vocab_size=256)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -234,7 +238,7 @@ def edit_index(path, change) -> None:
         (lambda p: edit_index(p, lambda i: i.update(vocab_size=-1)), "damaged count"),
         (lambda p: edit_index(p, lambda i: i.update(n_documents=True)), "damaged count"),
         (lambda p: edit_index(p, lambda i: i.update(n_tokens=99)), "do not add up"),
-        (lambda p: (p / "shard-00000.bin").unlink(), "cannot be read"),
+        (lambda p: (p / "shard-00000.bin").unlink(), "no such file"),
         (lambda p: (p / "shard-00000.bin").write_bytes(b"x"), "has 1 bytes, the index says 12"),
         (lambda p: (p / "shard-00000.bin").write_bytes(b"x" * 12), "another digest"),
         (lambda p: (p / "documents.bin").write_bytes(b"x" * 16), "another digest"),
@@ -262,9 +266,10 @@ def test_document_starts_must_increase(tmp_path):
 
 def test_an_index_as_large_as_a_disk_is_not_read(tmp_path):
     (tmp_path / "index.json").touch()
-    os.truncate(tmp_path / "index.json", 1 << 40)
-    with pytest.raises(DataError, match="larger than"):
-        open_shards(tmp_path)
+    for size, message in ((1 << 30, "larger than"), (1 << 40, "wanted at most")):
+        os.truncate(tmp_path / "index.json", size)
+        with pytest.raises(DataError, match=message):
+            open_shards(tmp_path)
 
 
 def test_a_file_of_integers_is_one_document(tmp_path):

@@ -71,7 +71,19 @@ def _effects_of_task(config: RunConfig) -> list[_Only]:
     classes = data.task == "classification"
     return [
         _Only(series, 'with data.source = "series"', ("data.jitter", "model.pooling")),
-        _Only(not series, "with tokens", ("data.seq_len", "data.vocab_size", "validation.batches")),
+        _Only(
+            not series,
+            "with tokens",
+            ("data.seq_len", "data.vocab_size", "data.packing", "validation.batches"),
+        ),
+        _Only(
+            not series and data.packing == "stream",
+            'with tokens and data.packing = "stream"',
+            ("data.tail",),
+        ),
+        _Only(
+            not series and data.shuffle, "with tokens and data.shuffle", ("data.shuffle_shards",)
+        ),
         _Only(data.source == "tokens", 'with data.source = "tokens"', ("data.extension",)),
         _Only(
             series and "attention" in config.model.pooling,

@@ -17,6 +17,8 @@ _MAX_INT = 2**53
 CHANGEABLE = (
     "data.train",
     "data.validation",
+    "data.prefetch_workers",
+    "data.prefetch_batches",
     "run.steps",
     "run.threads",
     "run.log_every",
@@ -83,8 +85,18 @@ class DataConfig(Section):
     """Number of token ids, or "auto" for what the data needs; shards carry their own."""
     extension: Name | None = None
     """Ending of the text files of integers in a folder, such as txt; tokens only."""
+    packing: Literal["stream", "documents"] = "stream"
+    """Rows of tokens: windows over the joined text, or whole documents side by side."""
+    tail: Literal["pad", "drop"] = "pad"
+    """What becomes of a last window of the text that is shorter than the others."""
     shuffle: bool = True
     """Whether each epoch has an order of its own, or that of the data."""
+    shuffle_shards: bool = False
+    """Whether to shuffle shards, and rows within each: for text larger than memory."""
+    prefetch_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that make batches ahead; batches do not depend on it."""
+    prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Batches that they make ahead."""
     jitter: PositiveOrZero = 0.0
     """Noise on training values, in standard deviations of the channel; series only."""
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from spherescan.data.batch import NO_TARGET, Batch
+from spherescan.data.batch import NO_TARGET, Batch, Source
 from spherescan.data.formats import SERIES_READERS, TOKEN_READERS, read_series, read_tokens
-from spherescan.data.importing import import_text
+from spherescan.data.importing import import_text, open_tokens
 from spherescan.data.locate import locate
 from spherescan.data.negatives import (
     rust_trainer_negative,
@@ -14,11 +14,13 @@ from spherescan.data.negatives import (
     time_shift,
     wrong_label,
 )
-from spherescan.data.series import SeriesStream
-from spherescan.data.shards import open_shards, open_tokens, write_shards
+from spherescan.data.rows import PackedDocuments, TokenSource, Windows
+from spherescan.data.series import SeriesSource
+from spherescan.data.shards import open_shards, write_shards
+from spherescan.data.stream import BatchStream
 from spherescan.data.table import SeriesTable
 from spherescan.data.task import Task
-from spherescan.data.tokens import TokenData, TokenStream
+from spherescan.data.tokens import TokenData
 
 # How real data is turned into data that is wrong on purpose.
 NEGATIVES: dict[str, Callable[..., Tensor]] = {
@@ -34,11 +36,15 @@ __all__ = [
     "SERIES_READERS",
     "TOKEN_READERS",
     "Batch",
-    "SeriesStream",
+    "BatchStream",
+    "PackedDocuments",
+    "SeriesSource",
     "SeriesTable",
+    "Source",
     "Task",
     "TokenData",
-    "TokenStream",
+    "TokenSource",
+    "Windows",
     "import_text",
     "locate",
     "open_shards",

@@ -1,9 +1,10 @@
-"""What a training step receives.
+"""What a training step receives, and what it is made from.
 
 Letters: b batch, l length, c series channels.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,3 +29,14 @@ class Batch:
     targets: Int[Tensor, " b"] | Float[Tensor, " b"] | Int[Tensor, "b l"]
     mask: Bool[Tensor, "b l"]
     reset: Bool[Tensor, "b l"] | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Makes any batch of a run alone: nothing in it changes from one batch to the next."""
+
+    def __len__(self) -> int:
+        """Return the samples of an epoch, at least 1."""
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Return samples `start` to `start + count` of the run; epochs follow each other."""

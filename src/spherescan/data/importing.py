@@ -1,4 +1,4 @@
-"""From the files of a user to token shards."""
+"""From the files of a user to token shards: into a folder of theirs, or into the cache."""
 
 import os
 import stat
@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spherescan.data.formats import read_tokens
+from spherescan.data.cache import cached_shards
+from spherescan.data.formats import token_parts
 from spherescan.data.formats.opening import chunks, opened
-from spherescan.data.shards import expect_vocabulary, write_shards
+from spherescan.data.shards import INDEX, TOKENS_PER_SHARD, open_shards, write_documents
 from spherescan.data.tokens import TokenData
 from spherescan.errors import ConfigError, DataError
 
@@ -40,7 +41,7 @@ def import_text(
     vocab_size: int | None = None,
     extensions: tuple[str, ...] = (),
     excluded: tuple[str, ...] = (),
-    tokens_per_shard: int = 1 << 26,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
 ) -> Imported:
     """Turn a file, or all files below a folder, into shards; each file is one document.
 
@@ -83,9 +84,60 @@ def import_text(
     if not files:
         wanted = f" ending in {', '.join(extensions)}" if extensions else ""
         raise DataError(f"{source}: holds no file{wanted} with anything in it; nothing to import")
-    documents = (_encode(path, encoding, size) for path in files)
-    data = write_shards(documents, out, vocab_size=size, tokens_per_shard=tokens_per_shard)
-    return Imported(data, n_empty, n_links)
+    documents = (
+        _byte_parts(path) if encoding == "bytes" else token_parts(path, size) for path in files
+    )
+    write_documents(documents, out, vocab_size=size, tokens_per_shard=tokens_per_shard)
+    return Imported(open_shards(out), n_empty, n_links)
+
+
+def open_tokens(
+    path: Path, *, vocab_size: int | Literal["auto"] | None, extension: str | None = None
+) -> TokenData:
+    """Open a folder of shards, or a file or folder of integers by way of the cache.
+
+    Args:
+        path: Folder with an index, a file that `read_tokens` knows, or a folder of such files.
+        vocab_size: For integers: every token must be below it; "auto" takes the largest token and
+            one. For shards it must agree, when given.
+        extension: Ending of the files in a folder without an index, such as "txt". They are taken
+            in the order of the bytes of their names, and each is a document.
+
+    Raises:
+        ConfigError: A cache that others can write.
+        DataError: See `open_shards` and `token_parts`; a folder without such files; or a vocabulary
+            that is missing or differs.
+        StorageError: The disk refused to keep the imported text.
+    """
+    if path.is_dir() and (extension is None or (path / INDEX).exists()):
+        data = open_shards(path)
+        if vocab_size not in {None, "auto", data.vocab_size}:
+            raise DataError(
+                f"{path}: has a vocabulary of {data.vocab_size}, not of {vocab_size}; "
+                "leave data.vocab_size out"
+            )
+        return data
+    files = _files_in(path, str(extension)) if path.is_dir() else [path]
+    if vocab_size is None:
+        raise DataError(f"{path}: plain integers need data.vocab_size; shards carry their own")
+    return cached_shards(
+        files, vocab_size=None if vocab_size == "auto" else vocab_size, source=str(path)
+    )
+
+
+def _files_in(path: Path, extension: str) -> list[Path]:
+    """Return the files of a folder with an ending, in the order of the bytes of their names."""
+    ending = f".{extension.removeprefix('.')}"
+    try:
+        files = [file for file in path.iterdir() if file.name.endswith(ending)]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not files:
+        raise DataError(
+            f"{path}: holds no {INDEX} and no file that ends in {ending}; give a folder of shards, "
+            "or set data.extension to the ending of its files"
+        )
+    return sorted(files, key=lambda file: os.fsencode(file.name))
 
 
 def _files(source: Path, extensions: tuple[str, ...], excluded: tuple[str, ...]) -> Iterator[Path]:
@@ -101,10 +153,7 @@ def _files(source: Path, extensions: tuple[str, ...], excluded: tuple[str, ...])
             yield path
 
 
-def _encode(path: Path, encoding: Encoding, vocab_size: int) -> NDArray[Any]:
-    if encoding == "bytes":
-        with opened(path) as file:
-            return np.frombuffer(b"".join(chunks(file, file.size)), dtype=np.uint8)
-    tokens = read_tokens(path)
-    expect_vocabulary(path, tokens, vocab_size)
-    return tokens
+def _byte_parts(path: Path) -> Iterator[NDArray[Any]]:
+    with opened(path) as file:
+        for data in chunks(file, 1 << 20):
+            yield np.frombuffer(data, dtype=np.uint8)

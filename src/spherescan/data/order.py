@@ -6,6 +6,7 @@ alone, in any process.
 
 import hashlib
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,50 @@ def sample_order(
     for epoch in np.unique(epochs):
         here = epochs == epoch
         order[here] = permuted(positions[here], n=n, seed=seed, epoch=int(epoch))
+    return order
+
+
+def sample_order_by_shard(
+    start: int, count: int, *, sizes: Sequence[int], seed: int
+) -> NDArray[np.int64]:
+    """Return which data samples are samples `start` to `start + count` of a run, shard by shard.
+
+    In epoch e the shards follow each other in the order permutation(seed/"shards", e), and the
+    samples of shard s in the order permutation(seed/"shard"/s, e): neighbouring batches read the
+    same one or two shards. Every epoch shows every sample once.
+
+    Args:
+        start: First run sample.
+        count: Number of run samples.
+        sizes: Samples of each shard; those of the first shard are the first samples of the data.
+        seed: Seed of the run.
+
+    Example:
+        >>> sorted(sample_order_by_shard(5, 5, sizes=[2, 0, 3], seed=0).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    lengths = np.asarray(sizes, dtype=np.int64)
+    firsts = np.cumsum(lengths) - lengths
+    run = np.arange(start, start + count, dtype=np.int64)
+    epochs, positions = np.divmod(run, lengths.sum())
+    order = np.empty(count, dtype=np.int64)
+    for epoch in map(int, np.unique(epochs)):
+        shards = permuted(
+            np.arange(len(lengths)), n=len(lengths), seed=derived_seed(seed, "shards"), epoch=epoch
+        )
+        ends = np.cumsum(lengths[shards])
+        here = np.flatnonzero(epochs == epoch)
+        places = np.searchsorted(ends, positions[here], side="right")
+        for place in map(int, np.unique(places)):
+            shard = int(shards[place])
+            rows = here[places == place]
+            within = positions[rows] - (ends[place] - lengths[shard])
+            order[rows] = firsts[shard] + permuted(
+                within,
+                n=int(lengths[shard]),
+                seed=derived_seed(seed, "shard", shard),
+                epoch=epoch,
+            )
     return order
 
 

@@ -16,13 +16,12 @@ from spherescan.errors import DataError
 Targets = NDArray[np.int64] | NDArray[np.float64]
 
 
-class SeriesStream:
-    """Endless shuffled batches of series; sample g of the run is a function of the seed and g.
+class SeriesSource:
+    """Series in the order of a run, with noise that depends on their place in it.
 
     Args:
         series: Arrays of shape (length, channels).
         targets: One class index or one number per series.
-        batch_size: Series per batch.
         seed: Seed of the order and of the jitter.
         jitter: Standard deviation of the noise added to every value, in units of the standard
             deviation of its channel.
@@ -34,46 +33,28 @@ class SeriesStream:
         series: Sequence[NDArray[np.float32]],
         targets: Targets,
         *,
-        batch_size: int,
         seed: int,
         jitter: float = 0.0,
         shuffle: bool = True,
     ) -> None:
         self._series, self._targets = series, targets
-        self._batch_size, self._seed, self._jitter = batch_size, seed, jitter
-        self._shuffle = shuffle
+        self._seed, self._jitter, self._shuffle = seed, jitter, shuffle
         self._std = channel_statistics(series)[1]
-        self._next_sample = 0
 
-    def __iter__(self) -> "SeriesStream":
-        return self
+    def __len__(self) -> int:
+        return len(self._series)
 
-    def __next__(self) -> Batch:
-        order = sample_order(
-            self._next_sample,
-            self._batch_size,
-            n=len(self._series),
-            seed=self._seed,
-            shuffle=self._shuffle,
-        )
+    def batch(self, start: int, count: int) -> Batch:
+        """Return samples `start` to `start + count` of the run."""
+        order = sample_order(start, count, n=len(self), seed=self._seed, shuffle=self._shuffle)
         batch = collate([self._series[i] for i in order], self._targets[order])
-        if self._jitter:
-            seed = derived_seed(self._seed, "jitter", self._next_sample)
-            noise = torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(seed))
-            noisy = batch.inputs + self._jitter * torch.from_numpy(self._std) * noise
-            inputs = torch.where(batch.mask[:, :, None], noisy, 0.0)
-            batch = Batch(inputs, batch.targets, batch.mask)
-        self._next_sample += self._batch_size
-        return batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the place of the next batch."""
-        epoch, position = divmod(self._next_sample, len(self._series))
-        return {"epoch": epoch, "position": position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at a place that `state_dict` returned."""
-        self._next_sample = state["epoch"] * len(self._series) + state["position"]
+        if not self._jitter:
+            return batch
+        seed = derived_seed(self._seed, "jitter", start)
+        noise = torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(seed))
+        noisy = batch.inputs + self._jitter * torch.from_numpy(self._std) * noise
+        inputs = torch.where(batch.mask[:, :, None], noisy, 0.0)
+        return Batch(inputs, batch.targets, batch.mask)
 
 
 def series_batches(

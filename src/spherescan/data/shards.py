@@ -8,26 +8,45 @@ OUT/shard-00000.bin   tokens, little-endian uint16 or uint32
 import hashlib
 import json
 import os
+import re
 import shutil
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spherescan.data.formats import read_tokens
+from spherescan.data.formats.opening import chunks, opened
+from spherescan.data.formats.quoting import source_name
+from spherescan.data.shard_file import DTYPES, ShardFile
 from spherescan.data.tokens import TokenData
 from spherescan.errors import ConfigError, DataError, StorageError
+from spherescan.strict_json import parse_json
 
 INDEX = "index.json"
+TOKENS_PER_SHARD = 1 << 26
+MAX_VOCAB_SIZE = 1 << 32
+_DOCUMENTS = "documents.bin"
 _FORMAT = "spherescan-tokens"
 _VERSION = 1
 _MAX_INDEX_BYTES = 1 << 26
-_DTYPES: dict[str, np.dtype[np.unsignedinteger]] = {
-    "uint16": np.dtype("<u2"),
-    "uint32": np.dtype("<u4"),
+_MAX_INDEX_DEPTH = 4
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_KEYS = {
+    "format",
+    "version",
+    "dtype",
+    "vocab_size",
+    "n_tokens",
+    "n_documents",
+    "documents_sha256",
+    "shards",
 }
+
+# A text as parts of documents: each document is an iterable of arrays.
+Documents = Iterable[Iterable[NDArray[Any]]]
 
 
 def write_shards(
@@ -35,18 +54,43 @@ def write_shards(
     out: Path,
     *,
     vocab_size: int,
-    tokens_per_shard: int = 1 << 26,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
 ) -> TokenData:
-    """Write documents as shards and open the result.
+    """Write documents, each one array, as shards and open the result.
 
-    The folder appears under its name only when everything is in it.
+    The folder appears under its name only when everything in it is on the disk.
 
     Raises:
         ConfigError: A vocabulary size outside 1..2^32.
         DataError: No token at all, a token outside the vocabulary, or an `out` that exists already.
         StorageError: The disk refused; nothing is left behind.
     """
-    if not 1 <= vocab_size <= 1 << 32:
+    whole = ([document] for document in documents)
+    write_documents(whole, out, vocab_size=vocab_size, tokens_per_shard=tokens_per_shard)
+    return open_shards(out)
+
+
+def write_documents(
+    documents: Documents,
+    out: Path,
+    *,
+    vocab_size: int | None,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+) -> None:
+    """Write documents that come part by part, as `write_shards` does.
+
+    Args:
+        documents: Empty ones are left out.
+        out: Folder to make.
+        vocab_size: Every token must be below it; the largest token and one when missing.
+        tokens_per_shard: Size of a shard.
+
+    Raises:
+        ConfigError: A vocabulary size outside 1..2^32.
+        DataError: No token at all, a token outside the vocabulary, or an `out` that exists already.
+        StorageError: The disk refused; nothing is left behind.
+    """
+    if vocab_size is not None and not 1 <= vocab_size <= MAX_VOCAB_SIZE:
         raise ConfigError(f"the vocabulary size is {vocab_size}; it must lie in 1..2^32")
     if out.exists() or out.is_symlink():
         raise DataError(f"{out}: exists already; choose another name or remove it")
@@ -56,206 +100,196 @@ def write_shards(
         partial.mkdir()
         try:
             _write_folder(documents, partial, vocab_size, tokens_per_shard)
+            _sync(partial)
             partial.rename(out)
         except BaseException:
             shutil.rmtree(partial)
             raise
+        _sync(out.parent)
     except OSError as error:
+        if isinstance(error, StorageError):
+            raise
         raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
-    return open_shards(out)
 
 
 def open_shards(path: Path) -> TokenData:
-    """Map the shards of a folder, after comparing sizes and digests with the index.
+    """Open the shards of a folder, after comparing sizes and digests with the index.
 
     Raises:
         DataError: An index or a file that is missing, damaged or not what the index says.
     """
     index_path = path / INDEX
-    index = _read_index(index_path)
-    dtype = _DTYPES[index["dtype"]]
-    shards = []
-    for entry in index["shards"]:
-        file = path / entry["file"]
-        _expect_file(file, entry["n_tokens"] * dtype.itemsize, entry["sha256"])
-        shards.append(np.memmap(file, dtype=dtype, mode="r"))
-    documents_path = path / "documents.bin"
-    _expect_file(documents_path, index["n_documents"] * 8, index["documents_sha256"])
-    documents = np.memmap(documents_path, dtype="<u8", mode="r")
-    if (
-        documents[0] != 0
-        or (np.diff(documents) == 0).any()
-        or (documents[1:] < documents[:-1]).any()
-    ):
-        raise DataError(
-            f"{documents_path}: document starts do not increase from 0; import it again"
-        )
+    text, index = _read_index(index_path)
+    shards = tuple(
+        ShardFile(path / entry["file"], index["dtype"], entry["n_tokens"], entry["sha256"])
+        for entry in index["shards"]
+    )
     return TokenData(
-        shards=tuple(shards),
-        documents=documents,
+        shards=shards,
+        documents=_read_documents(path / _DOCUMENTS, index),
         vocab_size=index["vocab_size"],
-        source=str(path),
-        fingerprint=hashlib.sha256(index_path.read_bytes()).hexdigest(),
+        source=source_name(path),
+        fingerprint=hashlib.sha256(text).hexdigest(),
     )
 
 
-def open_tokens(
-    path: Path, *, vocab_size: int | Literal["auto"] | None, extension: str | None = None
-) -> TokenData:
-    """Open a folder of shards, or read integers from a file or a folder of files.
+class _ShardWriter:
+    """Files of `tokens_per_shard` tokens each, but the last; tokens are appended in any pieces."""
 
-    Args:
-        path: Folder with an index, a file that `read_tokens` knows, or a folder of such files.
-        vocab_size: For integers: every token must be below it; "auto" takes the largest token and
-            one. For shards it must agree, when given.
-        extension: Ending of the files in a folder without an index, such as "txt". They are taken
-            in the order of the bytes of their names, and each is a document.
+    def __init__(self, folder: Path, kind: str, tokens_per_shard: int) -> None:
+        self._folder, self._dtype, self._room = folder, DTYPES[kind], tokens_per_shard
+        self.shards: list[dict[str, Any]] = []
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._n_tokens = 0
 
-    Raises:
-        DataError: See `open_shards` and `read_tokens`; a folder without such files; or a vocabulary
-            that is missing or differs.
-    """
-    if path.is_dir() and (extension is None or (path / INDEX).exists()):
-        data = open_shards(path)
-        if vocab_size not in {None, "auto", data.vocab_size}:
-            raise DataError(
-                f"{path}: has a vocabulary of {data.vocab_size}, not of {vocab_size}; "
-                "leave data.vocab_size out"
-            )
-        return data
-    files = _files_in(path, str(extension)) if path.is_dir() else [path]
-    documents = [read_tokens(file) for file in files]
-    if vocab_size is None:
-        raise DataError(f"{path}: plain integers need data.vocab_size; shards carry their own")
-    if vocab_size == "auto":
-        vocab_size = max(int(tokens.max()) for tokens in documents) + 1
-    digest = hashlib.sha256()
-    for file, tokens in zip(files, documents, strict=True):
-        expect_vocabulary(file, tokens, vocab_size)
-        digest.update(np.int64(len(tokens)).tobytes() if len(files) > 1 else b"")
-        digest.update(tokens.tobytes())
-    starts = np.cumsum([0, *map(len, documents)])[:-1]
-    return TokenData(
-        shards=tuple(tokens.astype(np.uint64) for tokens in documents),
-        documents=starts.astype(np.uint64),
-        vocab_size=vocab_size,
-        source=str(path),
-        fingerprint=digest.hexdigest(),
-    )
+    def append(self, tokens: NDArray[Any]) -> None:
+        rest = tokens.astype(self._dtype)
+        while len(rest):
+            if self._file is None:
+                name = f"shard-{len(self.shards):05d}.bin"
+                self._file = cast("BinaryIO", (self._folder / name).open("xb"))
+            part, rest = np.split(rest, [self._room - self._n_tokens])
+            self._file.write(part.data)
+            self._digest.update(part.data)
+            self._n_tokens += len(part)
+            if self._n_tokens == self._room:
+                self.finish()
 
-
-def _files_in(path: Path, extension: str) -> list[Path]:
-    """Return the files of a folder with an ending, in the order of the bytes of their names."""
-    ending = f".{extension.removeprefix('.')}"
-    try:
-        files = [file for file in path.iterdir() if file.name.endswith(ending) and file.is_file()]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not files:
-        raise DataError(
-            f"{path}: holds no {INDEX} and no file that ends in {ending}; give a folder of shards, "
-            "or set data.extension to the ending of its files"
+    def finish(self) -> None:
+        """Complete the file that is being written, if there is one."""
+        if self._file is None:
+            return
+        with self._file as file:
+            _sync_file(file)
+        self.shards.append(
+            {
+                "file": Path(self._file.name).name,
+                "n_tokens": self._n_tokens,
+                "sha256": self._digest.hexdigest(),
+            }
         )
-    return sorted(files, key=lambda file: os.fsencode(file.name))
+        self._file, self._digest, self._n_tokens = None, hashlib.sha256(), 0
 
-
-def expect_vocabulary(path: Path, tokens: NDArray[np.int64], vocab_size: int) -> None:
-    """Check every token of a file.
-
-    Raises:
-        DataError: One lies outside the vocabulary.
-    """
-    outside = (tokens < 0) | (tokens >= vocab_size)
-    if outside.any():
-        position = int(outside.argmax())
-        raise DataError(
-            f"{path}: token {tokens[position]} at position {position} is outside the vocabulary of "
-            f"{vocab_size}; raise the vocabulary size or correct the file"
-        )
+    def close(self) -> None:
+        """Close the file that is being written, after an error."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _write_folder(
-    documents: Iterable[NDArray[Any]], folder: Path, vocab_size: int, tokens_per_shard: int
+    documents: Documents, folder: Path, vocab_size: int | None, tokens_per_shard: int
 ) -> None:
-    kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    shards, starts = _write_tokens(documents, folder, _DTYPES[kind], vocab_size, tokens_per_shard)
-    (folder / "documents.bin").write_bytes(np.array(starts, dtype="<u8").tobytes())
+    # Without a vocabulary no token is known to fit into two bytes before all have been read.
+    kind = "uint16" if vocab_size is not None and vocab_size <= 1 << 16 else "uint32"
+    writer = _ShardWriter(folder, kind, tokens_per_shard)
+    try:
+        starts, n_tokens, largest = _write_tokens(
+            documents, writer, MAX_VOCAB_SIZE if vocab_size is None else vocab_size
+        )
+        writer.finish()
+    finally:
+        writer.close()
+    if n_tokens == 0:
+        raise DataError("every file is empty; nothing to import")
+    data = np.frombuffer(starts, dtype=np.uint64).astype("<u8").tobytes()
+    _write(folder / _DOCUMENTS, data)
     index = {
         "format": _FORMAT,
         "version": _VERSION,
         "dtype": kind,
-        "vocab_size": vocab_size,
-        "n_tokens": sum(shard["n_tokens"] for shard in shards),
+        "vocab_size": largest + 1 if vocab_size is None else vocab_size,
+        "n_tokens": n_tokens,
         "n_documents": len(starts),
-        "documents_sha256": _sha256(folder / "documents.bin"),
-        "shards": shards,
+        "documents_sha256": hashlib.sha256(data).hexdigest(),
+        "shards": writer.shards,
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    _write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
 
 
 def _write_tokens(
-    documents: Iterable[NDArray[Any]],
-    folder: Path,
-    dtype: np.dtype[np.unsignedinteger],
-    vocab_size: int,
-    tokens_per_shard: int,
-) -> tuple[list[dict[str, Any]], list[int]]:
-    shards: list[dict[str, Any]] = []
-    starts: list[int] = []
-    pending: list[NDArray[Any]] = []
-    n_pending = n_total = 0
-
-    def flush() -> None:
-        nonlocal n_pending
-        name = f"shard-{len(shards):05d}.bin"
-        data = np.concatenate(pending).tobytes()
-        (folder / name).write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        shards.append({"file": name, "n_tokens": n_pending, "sha256": digest})
-        pending.clear()
-        n_pending = 0
-
+    documents: Documents, writer: _ShardWriter, vocab_size: int
+) -> tuple["array[int]", int, int]:
+    """Return the first token of each document, the number of tokens, and the largest."""
+    starts, n_tokens, largest = array("Q"), 0, 0
     for document in documents:
-        if len(document) == 0:
-            continue
-        if int(document.max()) >= vocab_size:
-            raise DataError(
-                f"document {len(starts)}: token {document.max()} exceeds {vocab_size - 1}"
-            )
-        starts.append(n_total)
-        n_total += len(document)
-        rest = document.astype(dtype)
-        while len(rest):
-            part, rest = np.split(rest, [tokens_per_shard - n_pending])
-            pending.append(part)
-            n_pending += len(part)
-            if n_pending == tokens_per_shard:
-                flush()
-    if n_total == 0:
-        raise DataError("every file is empty; nothing to import")
-    if pending:
-        flush()
-    return shards, starts
+        n_before = n_tokens
+        for tokens in document:
+            if len(tokens) == 0:
+                continue
+            lowest, highest = int(tokens.min()), int(tokens.max())
+            if lowest < 0 or highest >= vocab_size:
+                raise DataError(
+                    f"document {len(starts)}: token {lowest if lowest < 0 else highest} is outside "
+                    f"the vocabulary of {vocab_size}; raise the vocabulary size or correct it"
+                )
+            largest = max(largest, highest)
+            if n_tokens == n_before:
+                starts.append(n_tokens)
+            writer.append(tokens)
+            n_tokens += len(tokens)
+    return starts, n_tokens, largest
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        _sync_file(file)
+
+
+def _sync_file(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if path.stat().st_size > _MAX_INDEX_BYTES:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_documents(path: Path, index: dict[str, Any]) -> NDArray[np.uint64]:
+    expected = index["n_documents"] * 8
+    with opened(path) as file:
+        if file.size != expected:
             raise DataError(
-                f"{path}: is larger than {_MAX_INDEX_BYTES} bytes; not an index of shards"
+                f"{file.source}: has {file.size} bytes, the index says {expected}; import it again"
             )
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}; make shards with `spherescan import`"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path}: is damaged ({error}); import it again") from error
-    problem = _index_problem(index)
-    if problem:
-        raise DataError(f"{path}: {problem}; import it again")
-    checked: dict[str, Any] = index
-    return checked
+        data = b"".join(chunks(file, 1 << 20))
+        if hashlib.sha256(data).hexdigest() != index["documents_sha256"]:
+            raise DataError(
+                f"{file.source}: has another digest than the index says; import it again"
+            )
+        documents = np.frombuffer(data, dtype="<u8").astype(np.uint64)
+        if documents[0] != 0 or (documents[1:] <= documents[:-1]).any():
+            raise DataError(
+                f"{file.source}: document starts do not increase from 0; import it again"
+            )
+        if documents[-1] >= index["n_tokens"]:
+            raise DataError(f"{file.source}: a document starts after the text; import it again")
+        return documents
+
+
+def _read_index(path: Path) -> tuple[bytes, dict[str, Any]]:
+    if not path.exists():
+        raise DataError(f"{source_name(path)}: no such file; make shards with `spherescan import`")
+    with opened(path) as file:
+        if file.size > _MAX_INDEX_BYTES:
+            raise DataError(
+                f"{file.source}: is larger than {_MAX_INDEX_BYTES} bytes; not an index of shards"
+            )
+        text = b"".join(chunks(file, 1 << 20))
+        try:
+            index = parse_json(text, where="the index", max_depth=_MAX_INDEX_DEPTH)
+        except ValueError as error:
+            raise DataError(f"{file.source}: is damaged ({error}); import it again") from error
+        problem = _index_problem(index)
+        if problem:
+            raise DataError(f"{file.source}: {problem}; import it again")
+        checked = cast("dict[str, Any]", index)
+        return text, checked
 
 
 def _index_problem(index: Any) -> str | None:  # noqa: PLR0911  one return per kind of damage
@@ -263,12 +297,16 @@ def _index_problem(index: Any) -> str | None:  # noqa: PLR0911  one return per k
         return f"is not an index of {_FORMAT}"
     if index.get("version") != _VERSION:
         return f"has version {index.get('version')!r}, this program reads {_VERSION}"
-    if index.get("dtype") not in _DTYPES:
-        return f"has dtype {index.get('dtype')!r}, not one of {', '.join(_DTYPES)}"
+    if index.keys() != _KEYS:
+        return "has not exactly the keys of an index"
+    if index.get("dtype") not in list(DTYPES):
+        return f"has dtype {index.get('dtype')!r}, not one of {', '.join(DTYPES)}"
     counts = [index.get(key) for key in ("vocab_size", "n_tokens", "n_documents")]
     shards = index.get("shards")
     if not isinstance(shards, list) or not all(_is_shard(shard) for shard in shards):
         return "has a damaged list of shards"
+    if len({shard["file"] for shard in shards}) != len(shards):
+        return "names a shard twice"
     if not all(_is_count(count) for count in counts) or not isinstance(
         index.get("documents_sha256"), str
     ):
@@ -281,28 +319,13 @@ def _index_problem(index: Any) -> str | None:  # noqa: PLR0911  one return per k
 def _is_shard(entry: Any) -> bool:
     return (
         isinstance(entry, dict)
+        and entry.keys() == {"file", "n_tokens", "sha256"}
         and isinstance(entry.get("file"), str)
         and isinstance(entry.get("sha256"), str)
-        and Path(entry["file"]).name == entry["file"]
+        and _FILE.fullmatch(entry["file"]) is not None
         and _is_count(entry.get("n_tokens"))
     )
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 53
-
-
-def _expect_file(path: Path, size: int, sha256: str) -> None:
-    try:
-        actual = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; import it again") from error
-    if actual != size:
-        raise DataError(f"{path}: has {actual} bytes, the index says {size}; import it again")
-    if _sha256(path) != sha256:
-        raise DataError(f"{path}: has another digest than the index says; import it again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,9 @@
-"""Batches of token windows.
+"""Text as token ids: many documents one after the other, in memory or in files."""
 
-Window i of a text of T tokens holds tokens i L to (i + 1) L: neighbours share one token, so every
-transition is trained exactly once per epoch. The last window is shorter and padded.
-"""
-
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from spherescan.data.batch import NO_TARGET, Batch
-from spherescan.data.order import permuted, sample_order
+from spherescan.data.shard_file import ShardFile
 from spherescan.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class TokenData:
-    """A text of many documents, in one or several arrays that may be mapped files.
+    """A text of many documents, in one or several arrays or files.
 
     Attributes:
         shards: Token ids; joined they are the text.
@@ -27,134 +25,79 @@ class TokenData:
         vocab_size: Every id is below it.
         source: Name for messages.
         fingerprint: Digest of the content.
+        offsets: First token of each shard, and the number of tokens in all of them.
     """
 
-    shards: tuple[NDArray[np.unsignedinteger], ...]
+    shards: tuple[NDArray[np.unsignedinteger] | ShardFile, ...]
     documents: NDArray[np.uint64]
     vocab_size: int
     source: str
     fingerprint: str
+    offsets: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", tuple(accumulate(map(len, self.shards), initial=0)))
 
     @property
     def n_tokens(self) -> int:
         """Tokens in all shards."""
-        return sum(map(len, self.shards))
+        return self.offsets[-1]
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return tokens `start` to `stop` as int64; none when the range is empty.
+        """Return tokens `start` to `stop`; none when the range is empty.
 
         Raises:
-            DataError: One of them lies outside the vocabulary.
+            DataError: One of them lies outside the vocabulary, or a file has changed.
         """
-        parts = [np.empty(0, dtype=np.int64)]
-        offset = 0
-        for shard in self.shards:
-            low, high = max(start - offset, 0), min(stop - offset, len(shard))
-            if low < high:
-                parts.append(np.asarray(shard[low:high], dtype=np.int64))
-            offset += len(shard)
-        tokens = np.concatenate(parts)
-        outside = tokens >= self.vocab_size
-        if outside.any():
-            where = int(outside.argmax())
-            raise DataError(
-                f"{self.source}: token {tokens[where]} at position {start + where} is outside the "
-                f"vocabulary of {self.vocab_size}; raise data.vocab_size or import the text again"
-            )
-        return tokens
+        return self.read_ranges(np.array([start]), np.array([stop]))
 
-    def starts(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Return for tokens `start` to `stop` whether a document starts there."""
-        low, high = np.searchsorted(self.documents, np.array([start, stop], dtype=np.uint64))
-        flags = np.zeros(stop - start, dtype=np.bool_)
-        flags[self.documents[low:high].astype(np.int64) - start] = True
-        return flags
+    def read_ranges(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the tokens of several ranges, one after the other.
+
+        Raises:
+            DataError: One of them lies outside the vocabulary, or a file has changed.
+        """
+        tokens = np.empty(int((stops - starts).sum()), dtype=np.int64)
+        at = 0
+        # Ranges that touch are read as one.
+        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+        joined = zip(
+            starts[np.concatenate([[0], breaks])].tolist(),
+            stops[np.concatenate([breaks, [len(stops)]]) - 1].tolist(),
+            strict=True,
+        )
+        for start, stop in joined:
+            for part in self._parts(start, stop):
+                tokens[at : at + len(part)] = part
+                at += len(part)
+        if tokens.size and int(tokens.max()) >= self.vocab_size:
+            self._refuse(tokens, starts, stops)
+        return tokens
 
     def spans(self) -> list[tuple[int, int]]:
         """Return the first token of each document and the one after its last."""
         starts = self.documents.astype(np.int64).tolist()
         return list(zip(starts, [*starts[1:], self.n_tokens], strict=True))
 
-    def n_windows(self, seq_len: int) -> int:
-        """Return how many windows cover every transition."""
-        return -(-(self.n_tokens - 1) // seq_len)
+    def _parts(self, start: int, stop: int) -> Iterator[NDArray[np.unsignedinteger]]:
+        while start < stop:
+            shard = bisect_right(self.offsets, start) - 1
+            offset = self.offsets[shard]
+            end = min(stop, self.offsets[shard + 1])
+            yield self.shards[shard][start - offset : end - offset]
+            start = end
 
-
-class TokenStream:
-    """Endless shuffled batches of windows; sample g of the run is a function of the seed and g.
-
-    Args:
-        data: The text.
-        windows: The range of windows to draw from.
-        seq_len: Positions per window.
-        batch_size: Windows per batch.
-        seed: Seed of the order.
-        shuffle: Whether each epoch has an order of its own.
-    """
-
-    def __init__(
-        self,
-        data: TokenData,
-        windows: range,
-        *,
-        seq_len: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool = True,
+    def _refuse(
+        self, tokens: NDArray[np.int64], starts: NDArray[np.int64], stops: NDArray[np.int64]
     ) -> None:
-        self._data, self._windows = data, windows
-        self._seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
-        self._shuffle, self._next_sample = shuffle, 0
-
-    def __iter__(self) -> "TokenStream":
-        return self
-
-    def __next__(self) -> Batch:
-        order = sample_order(
-            self._next_sample,
-            self._batch_size,
-            n=len(self._windows),
-            seed=self._seed,
-            shuffle=self._shuffle,
+        first = int((tokens >= self.vocab_size).argmax())
+        ends = np.cumsum(stops - starts)
+        part = int(np.searchsorted(ends, first, side="right"))
+        position = int(stops[part]) - (int(ends[part]) - first)
+        raise DataError(
+            f"{self.source}: token {tokens[first]} at position {position} is outside the "
+            f"vocabulary of {self.vocab_size}; raise data.vocab_size or import the text again"
         )
-        batch = window_batch(self._data, [self._windows[i] for i in order], seq_len=self._seq_len)
-        self._next_sample += self._batch_size
-        return batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the place of the next batch."""
-        epoch, position = divmod(self._next_sample, len(self._windows))
-        return {"epoch": epoch, "position": position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at a place that `state_dict` returned."""
-        self._next_sample = state["epoch"] * len(self._windows) + state["position"]
-
-
-def token_batches(
-    data: TokenData, windows: list[int], *, seq_len: int, batch_size: int
-) -> Iterator[Batch]:
-    """Yield the given windows once, in order."""
-    for start in range(0, len(windows), batch_size):
-        yield window_batch(data, windows[start : start + batch_size], seq_len=seq_len)
-
-
-def window_batch(data: TokenData, windows: list[int], *, seq_len: int) -> Batch:
-    """Read windows; a transition into the next document has no target."""
-    inputs = np.zeros((len(windows), seq_len), dtype=np.int64)
-    targets = np.full_like(inputs, NO_TARGET)
-    mask = np.zeros(inputs.shape, dtype=np.bool_)
-    reset = np.zeros_like(mask)
-    for row, window in enumerate(windows):
-        start = window * seq_len
-        stop = min(start + seq_len + 1, data.n_tokens)
-        tokens, starts = data.read(start, stop), data.starts(start, stop)
-        n = stop - start - 1
-        inputs[row, :n] = tokens[:-1]
-        targets[row, :n] = np.where(starts[1:], NO_TARGET, tokens[1:])
-        mask[row, :n] = True
-        reset[row, :n] = starts[:-1]
-    return Batch(*map(torch.from_numpy, (inputs, targets, mask, reset)))
 
 
 def collate_tokens(sequences: Sequence[NDArray[Any]], *, vocab_size: int) -> Batch:
@@ -182,28 +125,3 @@ def collate_tokens(sequences: Sequence[NDArray[Any]], *, vocab_size: int) -> Bat
         mask[row, : len(tokens)] = True
     no_targets = np.full_like(inputs, NO_TARGET)
     return Batch(*map(torch.from_numpy, (inputs, no_targets, mask)))
-
-
-def split_windows(data: TokenData, *, seq_len: int, fraction: float) -> tuple[range, range]:
-    """Split the windows into training and validation: the end of the text is held out.
-
-    Raises:
-        DataError: The text is too short for one window each.
-    """
-    n_windows = data.n_windows(seq_len)
-    n_validation = max(1, round(fraction * n_windows))
-    if n_windows - n_validation < 1:
-        raise DataError(
-            f"{data.source}: {data.n_tokens} tokens make {max(n_windows, 0)} windows of {seq_len}; "
-            "at least 2 are needed to hold one out; give more text, a smaller data.seq_len or "
-            "data.validation"
-        )
-    return range(n_windows - n_validation), range(n_windows - n_validation, n_windows)
-
-
-def fixed_sample(windows: range, count: int) -> list[int]:
-    """Return `count` of the windows, spread over all of them, the same ones every time."""
-    if count >= len(windows):
-        return list(windows)
-    chosen = permuted(np.arange(count), n=len(windows), seed=0, epoch=0)
-    return [windows[i] for i in sorted(chosen)]

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,15 +13,20 @@ import torch
 from spherescan.config import DataConfig, RunConfig
 from spherescan.data import (
     Batch,
-    SeriesStream,
+    BatchStream,
+    PackedDocuments,
+    SeriesSource,
     SeriesTable,
+    Source,
     Task,
     TokenData,
-    TokenStream,
+    TokenSource,
+    Windows,
     locate,
     open_tokens,
     read_series,
 )
+from spherescan.data.rows import Rows, fixed_sample, row_batches, split_rows
 from spherescan.data.series import (
     Targets,
     channel_statistics,
@@ -32,7 +38,6 @@ from spherescan.data.series import (
     series_batches,
     stratified_split,
 )
-from spherescan.data.tokens import fixed_sample, split_windows, token_batches
 from spherescan.errors import ConfigError, DataError
 from spherescan.losses import PROTOTYPE_LOSSES
 from spherescan.nn import ModelDescription
@@ -48,17 +53,19 @@ class Problem:
     Attributes:
         description: How to build the model that the run begins with.
         objective: Loss and score.
-        stream: Training batches.
+        stream: Training batches; `close` it.
         validation: Makes the fixed validation batches; the same ones every time.
         fingerprint: Digest of the data.
+        counts: What there is to train on, and what of it an epoch leaves out.
         summary: One line for a person.
     """
 
     description: ModelDescription
     objective: Objective
-    stream: SeriesStream | TokenStream
+    stream: BatchStream
     validation: Callable[[], Iterable[Batch]]
     fingerprint: str
+    counts: dict[str, int]
     summary: str
 
 
@@ -110,11 +117,10 @@ def evaluation_batches(
     """
     if task.kind == "next_token":
         data = open_tokens(path, vocab_size=vocab_size, extension=config.data.extension)
-        seq_len = config.data.seq_len
-        windows = list(range(data.n_windows(seq_len)))
-        if not windows:
-            raise DataError(f"{path}: holds {data.n_tokens} token; two make a transition")
-        return token_batches(data, windows, seq_len=seq_len, batch_size=config.data.batch_size)
+        rows = _rows(data, config.data, tail="pad")
+        if not len(rows):
+            raise DataError(f"{path}: holds {data.n_tokens} tokens; two in a row make a transition")
+        return row_batches(rows, range(len(rows)), batch_size=config.data.batch_size)
     table = read_series(path)
     assert n_channels is not None
     expect_channels(table, n_channels, task.channel_names)
@@ -202,16 +208,15 @@ def _series(config: RunConfig) -> tuple[Problem, Statistics]:
             config, n_prototypes=n_prototypes, dim=n_prototypes, n_channels=table.n_channels
         ),
         objective=objective_of(task, config),
-        stream=SeriesStream(
-            series,
-            targets[kept],
-            batch_size=data.batch_size,
-            seed=seed,
-            jitter=data.jitter,
-            shuffle=data.shuffle,
+        stream=_stream(
+            SeriesSource(
+                series, targets[kept], seed=seed, jitter=data.jitter, shuffle=data.shuffle
+            ),
+            data,
         ),
         validation=lambda: series_batches(held_series, held_targets, batch_size=64),
         fingerprint=digest,
+        counts={"training": len(kept), "validation": len(held_series)},
         summary=_series_summary(table, task, n_train=len(kept), n_validation=len(held_series)),
     )
     return problem, (mean, std)
@@ -247,27 +252,29 @@ def _series_summary(table: SeriesTable, task: Task, *, n_train: int, n_validatio
 def _tokens(config: RunConfig) -> tuple[Problem, None]:
     data = config.data
     text = _synthetic(data) if data.source == "synthetic" else _open(_required(data), data)
+    rows = _rows(text, data, tail=data.tail)
     if data.validation is None:
-        windows, held_out = split_windows(
-            text, seq_len=data.seq_len, fraction=data.validation_fraction
-        )
-        other, digest = text, text.fingerprint
+        other_rows, digest = rows, text.fingerprint
+        _expect_transitions(rows)
+        chosen, held_out = split_rows(rows, fraction=data.validation_fraction)
     else:
         other = open_tokens(
             locate(data.validation), vocab_size=text.vocab_size, extension=data.extension
         )
-        digest = f"{text.fingerprint}/{other.fingerprint}"
-        windows = range(text.n_windows(data.seq_len))
-        held_out = range(other.n_windows(data.seq_len))
-        for source, found in ((text, windows), (other, held_out)):
-            if not found:
-                raise DataError(f"{source.source}: holds fewer than two tokens")
-    for source in (text, other):
-        if source.n_tokens == len(source.documents):
-            raise DataError(
-                f"{source.source}: every document is one token; nothing follows anything"
-            )
-    chosen = fixed_sample(held_out, config.validation.batches * data.batch_size)
+        other_rows, digest = (
+            _rows(other, data, tail=data.tail),
+            f"{text.fingerprint}/{other.fingerprint}",
+        )
+        for each in (rows, other_rows):
+            _expect_transitions(each)
+        chosen, held_out = range(len(rows)), range(len(other_rows))
+    fixed = fixed_sample(held_out, config.validation.batches * data.batch_size)
+    counts = rows.counts() | {"training": len(chosen), "validation": len(fixed)}
+    order: Literal["shuffled", "by_shard", "text"] = "shuffled"
+    if data.shuffle_shards:
+        order = "by_shard"
+    elif not data.shuffle:
+        order = "text"
     problem = Problem(
         description=_description(
             config,
@@ -280,25 +287,64 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
             vocab_size=text.vocab_size,
         ),
         objective=objective_of(Task("next_token"), config),
-        stream=TokenStream(
-            text,
-            windows,
-            seq_len=data.seq_len,
-            batch_size=data.batch_size,
-            seed=config.run.seed,
-            shuffle=data.shuffle,
-        ),
-        validation=lambda: token_batches(
-            other, chosen, seq_len=data.seq_len, batch_size=data.batch_size
-        ),
+        stream=_stream(TokenSource(rows, chosen, seed=config.run.seed, order=order), data),
+        validation=lambda: row_batches(other_rows, fixed, batch_size=data.batch_size),
         fingerprint=digest,
-        summary=(
-            f"{text.n_tokens} tokens of {text.vocab_size} in {len(text.documents)} documents; "
-            f"{len(windows)} windows of {data.seq_len} for training, {len(chosen)} of "
-            f"{len(held_out)} held out for validation"
-        ),
+        counts=counts,
+        summary=_token_summary(rows, counts, n_held_out=len(held_out)),
     )
     return problem, None
+
+
+def _stream(source: Source, data: DataConfig) -> BatchStream:
+    return BatchStream(
+        source,
+        batch_size=data.batch_size,
+        workers=data.prefetch_workers,
+        ahead=data.prefetch_batches,
+    )
+
+
+def _rows(text: TokenData, data: DataConfig, *, tail: Literal["pad", "drop"]) -> Rows:
+    if data.packing == "documents":
+        return PackedDocuments(text, seq_len=data.seq_len)
+    return Windows(text, seq_len=data.seq_len, tail=tail)
+
+
+def _expect_transitions(rows: Rows) -> None:
+    """Check that there is something to learn from.
+
+    Raises:
+        DataError: Too few tokens, or no document with two of them.
+    """
+    text = rows.text
+    if text.n_tokens == len(text.documents) > 1:
+        raise DataError(f"{text.source}: every document is one token; nothing follows anything")
+    if text.n_tokens < 2:
+        raise DataError(f"{text.source}: holds fewer than two tokens")
+    if not len(rows):
+        raise DataError(
+            f"{text.source}: {text.n_tokens} tokens are too few for {rows.noun} of {rows.seq_len}; "
+            'give more text, a smaller data.seq_len or data.tail = "pad"'
+        )
+
+
+def _token_summary(rows: Rows, counts: dict[str, int], *, n_held_out: int) -> str:
+    text = rows.text
+    left_out = [
+        f"{counts[key]} {what}"
+        for key, what in (
+            ("boundaries", "transitions from a document to the next"),
+            ("one_token_documents", "documents of one token"),
+            ("dropped_transitions", "transitions of a short tail"),
+        )
+        if counts[key]
+    ]
+    return (
+        f"{text.n_tokens} tokens of {text.vocab_size} in {len(text.documents)} documents; "
+        f"{counts['training']} {rows.noun} of {rows.seq_len} for training, "
+        f"{counts['validation']} of {n_held_out} held out for validation"
+    ) + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
 
 def _open(name: str, data: DataConfig) -> TokenData:

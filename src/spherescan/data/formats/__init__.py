@@ -5,23 +5,23 @@ names the file and the place. Lines and columns of text count from 1; sequences,
 positions, which are indices of arrays, from 0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spherescan.data.formats.long_csv import read_long_csv
-from spherescan.data.formats.npy import read_npy_series, read_npy_tokens
+from spherescan.data.formats.npy import npy_token_parts, read_npy_series
 from spherescan.data.formats.npz import read_npz
 from spherescan.data.formats.quoting import quoted, source_name
-from spherescan.data.formats.token_text import read_token_text
+from spherescan.data.formats.token_text import gzipped_token_text_parts, token_text_parts
 from spherescan.data.formats.ts import read_ts
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
 
-__all__ = ["SERIES_READERS", "TOKEN_READERS", "read_series", "read_tokens"]
+__all__ = ["SERIES_READERS", "TOKEN_READERS", "read_series", "read_tokens", "token_parts"]
 
 SERIES_READERS: dict[str, Callable[[Path], SeriesTable]] = {
     ".csv": read_long_csv,
@@ -30,12 +30,12 @@ SERIES_READERS: dict[str, Callable[[Path], SeriesTable]] = {
     ".ts": read_ts,
 }
 
-TOKEN_READERS: dict[str, Callable[[Path], NDArray[np.int64]]] = {
-    ".npy": read_npy_tokens,
-    ".txt": read_token_text,
+# Part by part, so that a text may be larger than memory; the second argument is the vocabulary.
+TOKEN_READERS: dict[str, Callable[[Path, int | None], Iterator[NDArray[np.int64]]]] = {
+    ".npy": npy_token_parts,
+    ".txt": token_text_parts,
+    ".txt.gz": gzipped_token_text_parts,
 }
-
-_Content = TypeVar("_Content")
 
 
 def read_series(path: Path) -> SeriesTable:
@@ -44,26 +44,44 @@ def read_series(path: Path) -> SeriesTable:
     Raises:
         DataError: The suffix is unknown, or the file is not valid.
     """
-    return _reader(path, SERIES_READERS, "sequences")(path)
+    return SERIES_READERS[_suffix(path, SERIES_READERS, "sequences")](path)
 
 
-def read_tokens(path: Path) -> NDArray[np.int64]:
-    """Read tokens, each at least 0, with the reader for the suffix of the file.
+def token_parts(path: Path, vocab_size: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """Read tokens, each at least 0, part by part with the reader for the suffix of the file.
+
+    Args:
+        path: The file.
+        vocab_size: Every token must be below it, when given.
 
     Raises:
-        DataError: The suffix is unknown, or the file is not valid.
+        DataError: The suffix is unknown, the file is not valid, or a token is outside the
+            vocabulary; the message names the place.
     """
-    return _reader(path, TOKEN_READERS, "tokens")(path)
+    yield from TOKEN_READERS[token_suffix(path)](path, vocab_size)
 
 
-def _reader(
-    path: Path, readers: Mapping[str, Callable[[Path], _Content]], content: str
-) -> Callable[[Path], _Content]:
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        raise DataError(
-            f"{source_name(path)}: no reader of {content} for files that end in "
-            f"{quoted(path.suffix)}; wanted one of {', '.join(sorted(readers))}; rename or "
-            "convert the file"
-        )
-    return readers[suffix]
+def read_tokens(path: Path, vocab_size: int | None = None) -> NDArray[np.int64]:
+    """Read all tokens of a file as `token_parts` does."""
+    return np.concatenate(list(token_parts(path, vocab_size)))
+
+
+def token_suffix(path: Path) -> str:
+    """Return the key of `TOKEN_READERS` that a file name ends in.
+
+    Raises:
+        DataError: None of them.
+    """
+    return _suffix(path, TOKEN_READERS, "tokens")
+
+
+def _suffix(path: Path, readers: Mapping[str, Callable[..., Any]], content: str) -> str:
+    name = path.name.lower()
+    for suffix in readers:
+        if name.endswith(suffix) and name != suffix:
+            return suffix
+    raise DataError(
+        f"{source_name(path)}: no reader of {content} for files that end in "
+        f"{quoted(path.suffix)}; wanted one of {', '.join(sorted(readers))}; rename or "
+        "convert the file"
+    )

@@ -1,5 +1,6 @@
 """Read `.npy` files: a float array of unlabelled sequences, or a 1-D integer array of tokens."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ def read_npy_series(path: Path) -> SeriesTable:
         return SeriesTable(split_sequences(x, None, file.source), None, None, None, file.source)
 
 
-def read_npy_tokens(path: Path) -> NDArray[np.int64]:
-    """Read a 1-D integer array of tokens.
+def npy_token_parts(path: Path, vocab_size: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """Read a 1-D integer array of tokens, as one part.
+
+    Args:
+        path: The file.
+        vocab_size: Every token must be below it, when given.
 
     Raises:
         DataError: The file is not valid, the array has another type or shape, or a token is
-            negative or above 2**63 - 1.
+            negative, above 2**63 - 1 or outside the vocabulary.
     """
     with opened(path) as file:
         array = read_array(file.stream.read, file.size, file.source)
@@ -45,7 +50,13 @@ def read_npy_tokens(path: Path) -> NDArray[np.int64]:
                 f"{file.source}: token {array[bad[0]]} at position {bad[0]}; wanted 0 to 2**63 - "
                 "1; renumber the tokens"
             )
-        return tokens
+        if vocab_size is not None and (outside := tokens >= vocab_size).any():
+            position = int(outside.argmax())
+            raise DataError(
+                f"{file.source}: token {tokens[position]} at position {position} is outside the "
+                f"vocabulary of {vocab_size}; raise the vocabulary size or correct the file"
+            )
+        yield tokens
 
 
 def split_sequences(

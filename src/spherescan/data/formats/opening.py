@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[OpenedFile]:
     source = source_name(path)
     try:
         with ExitStack() as stack:
-            descriptor = _descriptor(path, source)
+            descriptor = open_regular(path)
             stack.callback(os.close, descriptor)
             size = _checked_size(descriptor, source)
             stream = stack.enter_context(os.fdopen(descriptor, "rb", closefd=False))
@@ -102,10 +102,17 @@ def refuse_byte_order_mark(data: bytes, source: str) -> None:
         )
 
 
-def _descriptor(path: Path, source: str) -> int:
+def open_regular(path: Path) -> int:
+    """Open a regular file, never through a link in its last part, and return the descriptor.
+
+    Raises:
+        DataError: It is missing, a link, a directory, a FIFO or a device.
+        OSError: It cannot be opened for another reason.
+    """
+    source = source_name(path)
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise DataError(f"{source}: no such file; wanted a regular file; check the path") from error
     except ValueError as error:
@@ -116,21 +123,23 @@ def _descriptor(path: Path, source: str) -> int:
         raise DataError(
             f"{source}: is a symbolic link; wanted a regular file; name the file it points to"
         ) from error
+    mode = os.fstat(descriptor).st_mode
+    if not S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a directory" if S_ISDIR(mode) else "a FIFO or device"
+        raise DataError(f"{source}: is {kind}; wanted a regular file; name a file")
+    return descriptor
 
 
 def _checked_size(descriptor: int, source: str) -> int:
-    status = os.fstat(descriptor)
-    if not S_ISREG(status.st_mode):
-        kind = "a directory" if S_ISDIR(status.st_mode) else "a FIFO or device"
-        raise DataError(f"{source}: is {kind}; wanted a regular file; name a file")
-    if status.st_size == 0:
+    size = os.fstat(descriptor).st_size
+    if size == 0:
         raise DataError(f"{source}: is empty; wanted data; was it written completely?")
-    if status.st_size > MAX_BYTES:
+    if size > MAX_BYTES:
         raise DataError(
-            f"{source}: has {status.st_size} bytes; wanted at most {MAX_BYTES}; split it into "
-            "several files"
+            f"{source}: has {size} bytes; wanted at most {MAX_BYTES}; split it into several files"
         )
-    return status.st_size
+    return size
 
 
 def _line(data: bytes, offset: int) -> int:
