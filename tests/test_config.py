@@ -53,6 +53,7 @@ def refuse(tmp_path: Path, text: str, message: str, name: str = "a.toml") -> Non
         ("[data]\nsource = 'synthetic'\ntrain = 'x'", "exclude each other"),
         ("[data]\nseq_len = 9", r"data\.seq_len is 9; it has an effect only with tokens"),
         ("[data]\nsource = 'tokens'\njitter = 0.5", r"data\.jitter is 0\.5; .*\"series\""),
+        ("[model]\ndropout = 1.0", r"model\.dropout is 1\.0; it should be less than 1"),
         ("[model]\nn_pool_heads = 2", r"model\.n_pool_heads is 2; .*attention"),
         ("[prototypes]\nloss = 'squared_cosine'\nscale = 3.0", r"prototypes\.scale is 3\.0"),
         ("[data]\ntask = 'regression'\n[prototypes]\nlearnable = true", r"prototypes\.learnable"),

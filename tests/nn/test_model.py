@@ -176,6 +176,16 @@ def test_a_description_survives_json_and_builds_the_same_model():
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 
 
+def test_a_description_older_than_a_field_is_read():
+    import dataclasses
+
+    old = DESCRIPTION.to_json()
+    del old["dropout"]
+    assert ModelDescription.from_json(old) == DESCRIPTION
+    new = dataclasses.replace(DESCRIPTION, dropout=0.25)
+    assert ModelDescription.from_json(new.to_json()).build().dropout == 0.25
+
+
 def test_a_description_of_something_else_is_refused():
     import dataclasses
 
@@ -183,3 +193,7 @@ def test_a_description_of_something_else_is_refused():
         dataclasses.replace(DESCRIPTION, mixer="lstm").build()
     with pytest.raises(ValueError, match=r"\['extra'\]"):
         ModelDescription.from_json(DESCRIPTION.to_json() | {"extra": 1})
+    old = DESCRIPTION.to_json()
+    del old["pooling"]
+    with pytest.raises(ValueError, match=r"\['pooling'\]"):
+        ModelDescription.from_json(old)

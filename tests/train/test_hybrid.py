@@ -39,6 +39,14 @@ MODES = {
     "gradvac": HEADS | {"local.mode": "surgery", "surgery.aggregator": "gradvac"},
     "gradnorm": HEADS
     | {"local.mode": "surgery", "surgery.weighting": "gradnorm", "run.recompute": "true"},
+    "dropout": {"model.dropout": "0.3"},
+    "dropout, local": HEADS
+    | {
+        "model.dropout": "0.3",
+        "model.bidirectional": "true",
+        "surgery.backprop_every": "2",
+        "run.recompute": "true",
+    },
     "surgery, cut": HEADS | {"local.mode": "surgery", "local.stop_gradient_every": "2"},
     "rust": {
         "local.loss": "rust_trainer",
@@ -174,6 +182,20 @@ def test_surgery_computes_both_gradients_apart(tmp_path, series, aggregator, fac
             assert_close(gradient, factor * (own[name] + backprop[name]), what=name)
         else:
             assert_close(gradient, own.get(name, backprop.get(name)), what=name)
+
+
+def test_what_is_dropped_follows_from_the_seed_of_the_run_and_the_step(tmp_path, series):
+    found = []
+    for seed, number in ((0, 4), (0, 4), (0, 5), (1, 4)):
+        settings = MODES["dropout"] | {"data.shuffle": "false"}
+        trainer = trainer_for(tmp_path, series, settings, f"run-{len(found)}")
+        trainer.rule = dataclasses.replace(trainer.rule, seed=seed)
+        found.append(gradients(trainer, number)[1])
+    first, again, next_step, other_seed = found
+    for name, gradient in first.items():
+        assert torch.equal(again[name], gradient)
+    for other in (next_step, other_seed):
+        assert not torch.equal(other["layers.0.mixer.D"], first["layers.0.mixer.D"])
 
 
 def test_surgery_reports_the_angle_of_the_two_gradients(tmp_path, series):
@@ -433,7 +455,8 @@ GROWTH = {"grow.layers": "5", "grow.placement": "specific:1,4", "grow.at_step": 
 
 
 @pytest.mark.parametrize(
-    ("mode", "interrupted_at"), [("backprop", 5), ("backprop", 6), ("detached", 7), ("gradnorm", 7)]
+    ("mode", "interrupted_at"),
+    [("backprop", 5), ("dropout", 6), ("detached", 7), ("dropout, local", 7), ("gradnorm", 7)],
 )
 def test_a_run_that_grows_and_freezes_resumes_bit_for_bit(tmp_path, series, mode, interrupted_at):
     settings = MODES[mode] | GROWTH | {"freeze.blocks": "first:1", "freeze.until_step": "9"}

@@ -33,6 +33,7 @@ CountOrZero = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveOrZero = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 PoolingName = Literal["last", "mean", "max", "attention"]
 AggregatorName = Literal[
@@ -126,6 +127,8 @@ class ModelConfig(Section):
     """How a series becomes one vector, several are concatenated; series only."""
     n_pool_heads: Count = 4
     """Heads of the attention pooling."""
+    dropout: Share = 0.0
+    """Part of what each block adds to the stream that is dropped in training."""
     form: Literal["standard", "rust_trainer"] = "standard"
     """Layout and initial weights: ours, or those of rust_trainer 0.1.4 to reproduce it."""
 
@@ -154,9 +157,9 @@ class OptimConfig(Section):
     """Peak learning rate."""
     weight_decay: PositiveOrZero = 0.01
     """Decoupled decay; none on A_log, D, step-size biases, norms, biases and prototypes."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta1: Share = 0.9
     """Decay of the mean of gradients."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    beta2: Share = 0.99
     """Decay of the mean of squared gradients."""
     warmup_steps: CountOrZero = 20
     """Steps of linear warm-up."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from torch import Generator
@@ -41,6 +41,7 @@ class ModelDescription:
     n_local_outputs: int | None = None
     averaged: bool = False
     form: str = "standard"
+    dropout: float = 0.0
 
     def build(self, *, generator: Generator | None = None, place: bool = True) -> SequenceModel:
         """Make the model with fresh weights.
@@ -84,6 +85,7 @@ class ModelDescription:
             local_heads=self.local_heads,
             n_local_outputs=self.n_local_outputs,
             averaged=self.averaged,
+            dropout=self.dropout,
             form=self.form,
             generator=generator,
         )
@@ -97,12 +99,15 @@ class ModelDescription:
     def from_json(cls, values: Mapping[str, Any]) -> "ModelDescription":
         """Invert `to_json`.
 
+        A field that has a default may be missing: the description is then older than the field.
+
         Raises:
             ValueError: A name that is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            raise ValueError(
-                f"a model description has other fields: {sorted(values.keys() ^ names)}"
-            )
-        return cls(**{**values, **{name: tuple(values[name]) for name in _TUPLES}})
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        wrong = (values.keys() - names) | (needed - values.keys())
+        if wrong:
+            raise ValueError(f"a model description has other fields: {sorted(wrong)}")
+        lists = {name: tuple(values[name]) for name in _TUPLES if name in values}
+        return cls(**{**values, **lists})

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from spherescan.nn.block import Block, MixerFactory
+from spherescan.nn.dropout import dropped
 from spherescan.nn.embedding import SeriesEmbedding
 from spherescan.nn.init import linear
 from spherescan.nn.local_head import LocalHead
@@ -49,6 +50,7 @@ class SequenceModel(nn.Module):
         local_heads: Blocks, counted from 0, that get a head of their own to learn by.
         n_local_outputs: Outputs of those heads; the dimension of the prototypes when missing.
         averaged: Whether a prediction averages the points of all heads, the local ones included.
+        dropout: Part of what each block adds that is dropped in training.
         form: "standard", or "rust_trainer" for the layout and the initial weights of that program.
         generator: Source of the initial weights.
 
@@ -57,11 +59,13 @@ class SequenceModel(nn.Module):
         make_local_head: Makes one more local head from `(generator=...)`.
         recompute: Whether a backward pass computes the inside of each block again instead of
             keeping it: the memory of one block instead of all, for one more forward pass.
+        dropout_seed: Says which elements are dropped, see `dropped`; whoever trains the model sets
+            it anew for every step.
 
     Raises:
         ValueError: Not exactly one kind of input, no layer, an unknown form, a local head of a
-            block that there is not, or a bidirectional model that would see the tokens it is to
-            predict.
+            block that there is not, a dropout outside 0 <= p < 1, or a bidirectional model that
+            would see the tokens it is to predict.
 
     Example:
         >>> import torch
@@ -86,6 +90,7 @@ class SequenceModel(nn.Module):
         local_heads: tuple[int, ...] = (),
         n_local_outputs: int | None = None,
         averaged: bool = False,
+        dropout: float = 0.0,
         form: str = "standard",
         generator: Generator | None = None,
     ) -> None:
@@ -100,8 +105,12 @@ class SequenceModel(nn.Module):
             )
         if form not in FORMS:
             raise ValueError(f"unknown form {form!r}; choose from {', '.join(FORMS)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
         crate = form == "rust_trainer"
         self.averaged, self.recompute = averaged, False
+        self.dropout = dropout
+        self.dropout_seed: int | None = None
         self.embedding: nn.Embedding | SeriesEmbedding
         if vocab_size is not None:
             self.embedding = _token_embedding(vocab_size, d_model, generator)
@@ -170,8 +179,18 @@ class SequenceModel(nn.Module):
                 update = _recomputed_update(block, x, mask, reset)
             else:
                 x, update = block(x, update, mask=mask, reset=reset)
+            if self.training and self.dropout:
+                update = self._dropped(update, index)
         assert update is not None
         return x, update
+
+    def _dropped(self, update: Tensor, block: int) -> Tensor:
+        if self.dropout_seed is None:
+            raise ValueError(
+                f"a model with a dropout of {self.dropout} is in training mode and has no seed; "
+                "set its dropout_seed anew before every step, or call eval() to predict"
+            )
+        return dropped(update, p=self.dropout, seed=self.dropout_seed, block=block)
 
     def read_out_local(
         self, block: int, x: Float[Tensor, "b l m"], *, mask: Bool[Tensor, "b l"] | None = None

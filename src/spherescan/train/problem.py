@@ -167,6 +167,7 @@ def _description(
         n_local_outputs=n_prototypes if config.local.loss == "cross_entropy" else None,
         averaged=config.local.predict == "mean",
         form=model.form,
+        dropout=model.dropout,
     )
 
 

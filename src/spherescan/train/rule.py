@@ -28,6 +28,7 @@ class LearningRule:
         weight: Weight of a local loss beside the loss of the task.
         plain_updates: Whether a local step is a plain gradient step, without the optimiser.
         run_step_count: Whether the optimiser's bias correction counts the steps of the run.
+        seed: Of dropout.
         make_merger: Makes what merges the gradients of one group.
     """
 
@@ -39,6 +40,7 @@ class LearningRule:
     weight: float
     plain_updates: bool
     run_step_count: bool
+    seed: int
     make_merger: Callable[[], Merger]
 
     def backprop_joins(self, step: int) -> bool:
@@ -69,6 +71,7 @@ def make_rule(config: RunConfig, problem: Problem) -> LearningRule:
         weight=local.weight,
         plain_updates=local.update == "sgd",
         run_step_count=config.optim.step_count == "run",
+        seed=config.run.seed,
         make_merger=functools.partial(_merger, config),
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from spherescan.data import Batch
+from spherescan.data.order import derived_seed
 from spherescan.nn import SequenceModel
 from spherescan.train.lessons import Lesson, learn_alone, learn_merged, learn_summed, lessons_of
 from spherescan.train.merge import Merger
@@ -116,6 +117,7 @@ def hybrid_step(
     """
     # Of all parameters: one that was frozen since the last step must not keep its gradient.
     model.zero_grad(set_to_none=True)
+    model.dropout_seed = derived_seed(rule.seed, "dropout", step)
     joined = rule.backprop_joins(step)
     lessons = lessons_of(model, batch, objective, rule, step=step, joined=joined)
     if not joined:
