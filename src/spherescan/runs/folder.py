@@ -38,7 +38,7 @@ class Folder:
             raise
         except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
             raise refusal(path, error) from error
-        self.close = weakref.finalize(self, os.close, self.file)
+        self.close = weakref.finalize(self, close_quietly, self.file)
 
     def names(self) -> list[str]:
         """Return what is in it, sorted."""
@@ -142,6 +142,15 @@ class Folder:
         # NONBLOCK, because opening a FIFO waits for its other end.
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         return os.open(name, flags, 0o600, dir_fd=self.file)
+
+
+def close_quietly(file: int) -> None:
+    """Close a file of which everything that matters has been synced, or will be missed elsewhere.
+
+    Some file systems tell only here that earlier writes failed; the descriptor is gone anyway.
+    """
+    with suppress(OSError):
+        os.close(file)
 
 
 def refusal(path: Path, error: OSError | ValueError) -> ConfigError | RunDirectoryError:

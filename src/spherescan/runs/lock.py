@@ -6,10 +6,11 @@ import fcntl
 import os
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 from spherescan.errors import LockedError, RunDirectoryError
-from spherescan.runs.folder import Folder
+from spherescan.runs.folder import Folder, close_quietly
 
 _held: weakref.WeakSet["RunLock"] = weakref.WeakSet()
 _POLL_SECONDS = 0.05
@@ -49,7 +50,7 @@ class RunLock:
                 file = os.open(path.name, flags, 0o600, dir_fd=folder.file)
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be opened: {error.strerror}") from error
-        self._close = weakref.finalize(self, os.close, file)
+        self._close = weakref.finalize(self, close_quietly, file)
         self._file = file
         try:
             self._acquire(path, wait)
@@ -85,8 +86,9 @@ class RunLock:
     def sign(self) -> None:
         """Write process and time into the file, for the message that another one gets."""
         now = dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds")
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}, since {now},\n".encode(), 0)
+        with suppress(OSError):  # the lock is held all the same
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}, since {now},\n".encode(), 0)
 
     def close(self) -> None:
         """Let go."""

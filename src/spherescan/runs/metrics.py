@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spherescan.errors import RunDirectoryError, StorageError
-from spherescan.runs.folder import Folder
+from spherescan.runs.folder import Folder, close_quietly
 from spherescan.strict_json import json_text, parse_json
 
 # Far beyond any record; it bounds what a file without line ends can make the reader hold.
@@ -188,7 +188,7 @@ class MetricsLog:
                     self._write_pending()
             file, self._file = self._file, -1
             self._refusal = "it is closed"
-            os.close(file)
+            close_quietly(file)
 
     def _continue(self) -> None:
         try:

@@ -108,6 +108,7 @@ class Trainer:
         self._saved_step: int | None = None
         self._parent: str | None = None
         self._failed_saves = 0
+        self._saved_best = self._best()
         self._seconds_of_save = 0.0
         self.rule = make_rule(config, problem)
         set_frozen(model, config, step)
@@ -195,6 +196,7 @@ class Trainer:
             verify=self.config.checkpoint.verify,
         )
         self._saved_step = self.counters.step
+        self._saved_best = self._best()
         self._seconds_of_save = time.monotonic() - began
         self.store.show_best(self.counters.best_step)
         self.store.prune(keep=self.config.checkpoint.keep, best_step=self.counters.best_step)
@@ -205,6 +207,9 @@ class Trainer:
             self.save()
         except StorageError as error:
             self._failed_saves += 1
+            # A best step is one that can be loaded: until another save it is the one before.
+            counters = self.counters
+            counters.best_step, counters.best_score, counters.best_loss = self._saved_best
             reason = str(error)
             self.store.event("save_failed", step=self.counters.step, reason=reason)
             broken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO
@@ -212,6 +217,9 @@ class Trainer:
                 raise
         else:
             self._failed_saves = 0
+
+    def _best(self) -> tuple[int | None, float | None, float | None]:
+        return self.counters.best_step, self.counters.best_score, self.counters.best_loss
 
     def _save_last(self, signals: Signals) -> None:
         """Save before leaving, unless there would be no time to finish."""
@@ -237,6 +245,7 @@ class Trainer:
     def close(self) -> None:
         """Close metrics and data, and let go of the run."""
         self._metrics.close()
+        self.problem.stream.close()
         self.store.close()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -256,6 +265,7 @@ class Trainer:
         self.counters, self.guard = Counters(**state["counters"]), Guard(**state["guard"])
         self.seconds = state["seconds"]
         self._saved_step = self.counters.step
+        self._saved_best = self._best()
         self._parent = checkpoint.digest
         self.problem.stream.load_state_dict(state["data"])
         restore_generators(checkpoint.below("generators/"))
@@ -272,7 +282,7 @@ class Trainer:
                     f"the checkpoint is of another model: {name} is {there} there and {here} here"
                 )
         counters, every = Counters(**checkpoint.state["counters"]), self.rule.backprop_every
-        joined = counters.step // every
+        joined = counters.step // every if self.rule.backprop_joins(every - 1) else 0
         if not joined - counters.skipped <= counters.bp_updates <= joined:
             raise CheckpointError(
                 f"the checkpoint of step {counters.step} counts {counters.bp_updates} updates by "

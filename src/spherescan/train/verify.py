@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from spherescan.config import CHANGEABLE
 from spherescan.errors import CheckpointError, RunDirectoryError, SpherescanError
 from spherescan.runs import RunStore, inspect_checkpoint, read_metrics
 from spherescan.train.build import fork, resume
@@ -59,7 +60,7 @@ def verify(run_dir: Path, *, steps: int = 5) -> Verified:
     last = max((int(str(record["step"])) for record in records), default=0)
     followed = [step for step in whole if step < last]
     for step in followed[-2:] if steps else []:
-        end = _replay(store, step, steps, records, problems)
+        end = _replay(store, step, steps, whole, records, problems)
         if end > step:
             replayed.append((step, end))
     if not whole:
@@ -83,7 +84,12 @@ def _check_steps(path: Path, records: list[dict[str, object]], problems: list[st
 
 
 def _replay(
-    store: RunStore, step: int, steps: int, records: list[dict[str, object]], problems: list[str]
+    store: RunStore,
+    step: int,
+    steps: int,
+    whole: list[int],
+    records: list[dict[str, object]],
+    problems: list[str],
 ) -> int:
     """Train a copy again; return the step that it reached with the same bits."""
     recorded = [r for r in records if isinstance(r["step"], int) and r["step"] > step]
@@ -94,9 +100,10 @@ def _replay(
     with tempfile.TemporaryDirectory(prefix="spherescan-verify-") as folder:
         copy = Path(folder) / "run"
         fork(store.path, copy, step=step)
-        trainer = resume(copy)
+        trainer = resume(copy, _changes_after(store, step, whole))
         try:
             trainer.fit(end - step)
+            end = trainer.counters.step
         except SpherescanError as error:
             problems.append(f"training again from step {step}: {error}")
             return step
@@ -110,9 +117,25 @@ def _replay(
                     f"{_different(before, now)}"
                 )
                 return int(str(before["step"])) - 1
-        if end in store.steps():
+        if end in whole:
             problems += _compare(store, RunStore.open(copy), end)
     return end
+
+
+def _changes_after(store: RunStore, step: int, whole: list[int]) -> dict[str, object]:
+    """Return what a resume from a step changed, as the next checkpoint has it."""
+    later = [each for each in whole if each > step]
+    if not later:
+        return {}
+    before, after = (
+        inspect_checkpoint(store.checkpoint_path(each)).state["config"] for each in (step, later[0])
+    )
+    changes = {}
+    for key in CHANGEABLE:
+        section, _, name = key.partition(".")
+        if before[section].get(name) != after[section].get(name):
+            changes[key] = after[section][name]
+    return changes
 
 
 def _content(record: dict[str, object]) -> dict[str, object]:
