@@ -1,13 +1,18 @@
 """T4 and T5: a disk that refuses costs no checkpoint, and the program says what happened."""
 
+import ctypes
 import errno
+import os
 import random
+import resource
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from spherescan.cli import main
-from spherescan.errors import SpherescanError
+from spherescan.errors import SpherescanError, StorageError
+from spherescan.runs import RunStore
+from spherescan.train import Reporter
 from tests.torture import everything, small
 from tests.torture.faults import Faults, Kind, Mode
 from tests.torture.forking import in_child
@@ -16,6 +21,7 @@ from tests.torture.report import Report
 SMALL_STEPS = 6
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EINTR)
 STORAGE, RUN_DIRECTORY = 7, 4
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
 def failing_operations(
@@ -118,16 +124,9 @@ def _shortened(trace: str) -> str:
 
 def _fail_large(root: Path, faults: Faults, rng: random.Random, count: int, report: Report) -> None:
     data, run = everything.write_data(root), faults.root / "large"
-    config = root / "large.toml"
-    from spherescan.config import to_toml
-
-    config.write_text(to_toml(everything.configuration(data, run)))
 
     def go() -> int:
-        random.seed(0)
-        if (run / "run.json").exists():
-            return main(["resume", str(run), "--quiet"])
-        return main(["train", str(config), "--quiet"])
+        return everything.by_command(data, run)
 
     def attempt(mode: Mode, error: int, at: int, *, onwards: bool) -> list[object]:
         faults.arm(mode, at=at, error=error, onwards=onwards)
@@ -151,8 +150,116 @@ def _fail_large(root: Path, faults: Faults, rng: random.Random, count: int, repo
         # A run that was stopped by three failed saves goes on here.
         again = in_child(go).expect_finished() if code else 0
         report.expect(again is None or again == 0, f"{where}: then exit code {again}")
-        found = everything.result(run)
         # A best step that the disk did not take cannot be shown.
-        different = [key for key in wanted if found[key] != wanted[key] and "best" not in key]
-        report.expect(not different, f"{where} ({kind}, {code}): other {', '.join(different)}")
-        report.expect(found["best tensors"], f"{where} ({kind}, {code}): no best can be loaded")
+        wrong = everything.compare(run, wanted, best=False)
+        report.expect(wrong is None, f"{where} ({kind}, {code}): {wrong}")
+
+
+def full_disk(root: Path, faults: Faults, report: Report, *, count: int, seed: int) -> None:
+    """Run out of room: by a limit on the size of files, and on disks of many sizes."""
+    rng = random.Random(seed)
+    data = everything.write_data(root)
+    in_child(lambda: everything.by_command(data, root / "alone")).expect_finished()
+    wanted = everything.result(root / "alone")
+    size = max(path.stat().st_size for path in (root / "alone").rglob("*"))
+    for _ in range(count // 2):
+        limit = rng.randrange(1, 2 * size)
+        _run_out(root / "limited", data, wanted, report, f"a limit of {limit} bytes", limit)
+        shutil.rmtree(root / "limited", ignore_errors=True)
+    for number in range(count - count // 2):
+        if number % 3 == 0:
+            room = rng.randrange(64 << 10, 8 << 20)
+            work = partial(_on_small_disk, root, data, room)
+            where = f"a disk of {room} bytes"
+        else:
+            step, left = rng.randrange(1, 24), rng.choice([0, 1, 100, 4096, 60_000, 1 << 20])
+            work = partial(_on_filled_disk, root, data, step, left)
+            where = f"a disk filled at step {step} but for {left} bytes"
+        failure = in_child(work).expect_finished()
+        if failure == "not permitted":
+            report.add("disks that could not be mounted")
+            continue
+        report.count += 1
+        report.expect(failure is None, f"{where}, seed {seed}: {failure}")
+
+
+def _run_out(
+    run: Path,
+    data: Path,
+    wanted: dict[str, object],
+    report: Report,
+    where: str,
+    limit: int,
+) -> None:
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return everything.by_command(data, run)
+
+    code = in_child(limited).expect_finished()
+    report.count += 1
+    report.add(f"exit code {code}")
+    begun = (run / "run.json").exists()
+    allowed = {0, STORAGE} if begun else {STORAGE, RUN_DIRECTORY}
+    report.expect(code in allowed, f"{where}: exit code {code}")
+    report.expect(begun or not run.exists(), f"{where}: something was left of a run not begun")
+    if begun:
+        report.expect(RunStore.open(run).load(), f"{where}: no checkpoint")
+    again = in_child(lambda: everything.by_command(data, run)).expect_finished()
+    report.expect(again == 0, f"{where}: with room again, exit code {again}")
+    wrong = everything.compare(run, wanted, best=False)
+    report.expect(wrong is None, f"{where}: {wrong}")
+
+
+def _on_small_disk(root: Path, data: Path, room: int) -> str | None:
+    """Begin a run where there is no room for it."""
+    disk = root / "disk"
+    if not _mount(disk, room):
+        return "not permitted"
+    code = everything.by_command(data, disk / "run")
+    if code not in {STORAGE, RUN_DIRECTORY}:
+        return f"exit code {code}"
+    return None if not (disk / "run").exists() else "something was left of a run not begun"
+
+
+def _on_filled_disk(root: Path, data: Path, step: int, left: int) -> str | None:
+    """Let the disk fill up during a run, and go on when there is room again."""
+    disk = root / "disk"
+    if not _mount(disk, 20 << 20):
+        return "not permitted"
+    filler = disk / "filler"
+
+    class Fill(Reporter):
+        def stepped(self, done: int, *_: object, **__: object) -> None:
+            if done == step:
+                status = os.statvfs(disk)
+                size = max(0, status.f_bavail * status.f_frsize - left)
+                with filler.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, max(1, size))
+
+    run = disk / "run"
+    try:
+        everything.go(data, run, told=lambda _: Fill())
+    except StorageError:
+        pass
+    except SpherescanError as error:
+        return f"{type(error).__name__}: {error}"
+    RunStore.open(run).load()
+    filler.unlink()
+    everything.go(data, run)
+    return everything.compare(run, everything.result(root / "alone"), best=False)
+
+
+def _mount(disk: Path, size: int) -> bool:
+    """Give this process a disk of its own; return whether the system permits it."""
+    disk.mkdir(exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+        return False
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    except OSError:
+        return False
+    return not libc.mount(b"tmpfs", os.fsencode(disk), b"tmpfs", 0, f"size={size}".encode())

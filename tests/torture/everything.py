@@ -8,13 +8,13 @@ more than three epochs, prefetched by two workers; the native kernels.
 
 import hashlib
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from spherescan.config import RunConfig, load_config
+from spherescan.cli import main
+from spherescan.config import RunConfig, load_config, to_toml
 from spherescan.data import write_shards
 from spherescan.errors import CheckpointError
 from spherescan.ops import native
@@ -108,15 +108,24 @@ def go(
 ) -> str:
     """Begin the run, or go on with it, to its end; return why it ended."""
     if (run / "run.json").exists():
-        random.seed()  # the run must not depend on what the process had drawn
         trainer = resume(run, {})
     else:
-        random.seed(0)  # a fork seeds it anew, and a checkpoint holds its state
         trainer = start(configuration(data, run, **(changes or {})))
     try:
         return trainer.fit(reporter=told(trainer))
     finally:
         trainer.close()
+
+
+def by_command(data: Path, run: Path, *flags: str) -> int:
+    """Begin the run, or go on with it, by the command line; return the exit code."""
+    if (run / "run.json").exists():
+        return main(["resume", str(run), "--quiet", *flags])
+    text = to_toml(configuration(data, run))
+    config = data / "everything.toml"
+    if not config.exists() or config.read_text() != text:
+        config.write_text(text)
+    return main(["train", str(config), "--quiet", *flags])
 
 
 def result(run: Path) -> dict[str, object]:
@@ -164,6 +173,25 @@ def _without_place(text: str, run: Path) -> str:
 
 def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compare(run: Path, wanted: dict[str, object], *, best: bool = True) -> str | None:
+    """Say what of a finished run is not as wanted.
+
+    Args:
+        run: Its folder.
+        wanted: The result of a run that was left alone.
+        best: Whether the best must be the same one too.
+    """
+    found = result(run)
+    others = [
+        f"{key} is {found[key]}, not {wanted[key]}"
+        for key in wanted
+        if found[key] != wanted[key] and (best or "best" not in key)
+    ]
+    if found["best tensors"] is None:
+        others.append("no best can be loaded")
+    return "; ".join(others) or None
 
 
 def uses_native_kernels() -> bool:

@@ -18,9 +18,9 @@ def random_kills(root: Path, _: Faults, report: Report, *, count: int, seed: int
     data = everything.write_data(root)
     in_child(lambda: everything.go(data, root / "warm")).expect_finished()  # files into memory
     undisturbed = in_child(lambda: everything.go(data, root / "alone"))
+    report.facts["ended by"] = undisturbed.expect_finished()
     wanted = everything.result(root / "alone")
     report.facts |= {
-        "ended by": undisturbed.expect_finished(),
         "at step": wanted["step"],
         "seconds of a run": round(undisturbed.seconds, 2),
         "native kernels": everything.uses_native_kernels(),
@@ -31,11 +31,9 @@ def random_kills(root: Path, _: Faults, report: Report, *, count: int, seed: int
     while report.count < count:
         runs += 1
         kills = _until_done(root, data, rng, undisturbed.seconds, report)
-        found = everything.result(root / "run")
-        different = [key for key in wanted if found[key] != wanted[key]]
-        if different:
-            what = ", ".join(f"{key} {found[key]} for {wanted[key]}" for key in different)
-            report.failures.append(f"run {runs}, seed {seed}, killed at {kills}: {what}")
+        wrong = everything.compare(root / "run", wanted)
+        if wrong:
+            report.failures.append(f"run {runs}, seed {seed}, killed at {kills}: {wrong}")
             shutil.copytree(root / "run", root.parent / f"torture-failed-{seed}-{runs}")
         shutil.rmtree(root / "run")
     report.facts["runs finished"] = runs
@@ -163,7 +161,6 @@ def _kill_large(root: Path, faults: Faults, rng: random.Random, count: int, repo
         ended = in_child(lambda: go(mode, at))  # noqa: B023 - called at once
         report.expect(ended.signum == signal.SIGKILL, f"{where}: was not killed")
         in_child(lambda: go(Mode.OFF)).expect_finished()
-        found = everything.result(run)
-        different = [key for key in wanted if found[key] != wanted[key]]
-        report.expect(not different, f"{where}: other {', '.join(different)}")
+        wrong = everything.compare(run, wanted)
+        report.expect(wrong is None, f"{where}: {wrong}")
         report.count += 1

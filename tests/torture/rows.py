@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.torture.error_rows import failing_operations
+from tests.torture.error_rows import failing_operations, full_disk
 from tests.torture.kill_rows import kills_at_operations, random_kills
 from tests.torture.power_rows import power_loss
 from tests.torture.rot_rows import bit_rot
@@ -36,5 +36,6 @@ ROWS = {
     "T2": Row("kills at every operation on the folder", (10, 200, 1_000), kills_at_operations),
     "T3": Row("states after a loss of power", (3_000, 12_000, 1_000_000), power_loss),
     "T4": Row("failing operations on the folder", (200, 5_000, 100_000), failing_operations),
+    "T5": Row("disks that fill up", (10, 50, 500), full_disk),
     "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
 }
