@@ -117,15 +117,16 @@ def go(
         trainer.close()
 
 
-def by_command(data: Path, run: Path, *flags: str) -> int:
+def by_command(data: Path, run: Path, *, loud: bool = False) -> int:
     """Begin the run, or go on with it, by the command line; return the exit code."""
+    flags = [] if loud else ["--quiet"]
     if (run / "run.json").exists():
-        return main(["resume", str(run), "--quiet", *flags])
+        return main(["resume", str(run), *flags])
     text = to_toml(configuration(data, run))
     config = data / "everything.toml"
     if not config.exists() or config.read_text() != text:
         config.write_text(text)
-    return main(["train", str(config), "--quiet", *flags])
+    return main(["train", str(config), *flags])
 
 
 def result(run: Path) -> dict[str, object]:

@@ -95,6 +95,8 @@ def _live(work: Callable[[], object], writing: int, limit: int, *, quiet: bool) 
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:  # it came when the work was done
+        code = 128 + signal.SIGINT
     except BaseException:  # noqa: BLE001 - the parent reports it
         os.write(writing, traceback.format_exc().encode()[-60_000:])
     finally:

@@ -8,6 +8,7 @@ import torch
 from tests.torture.error_rows import failing_operations, full_disk
 from tests.torture.kill_rows import kills_at_operations, random_kills
 from tests.torture.power_rows import power_loss
+from tests.torture.race_rows import lock_races, readers, signals
 from tests.torture.rot_rows import bit_rot
 
 torch.set_num_threads(1)
@@ -38,4 +39,7 @@ ROWS = {
     "T4": Row("failing operations on the folder", (200, 5_000, 100_000), failing_operations),
     "T5": Row("disks that fill up", (10, 50, 500), full_disk),
     "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
+    "T11": Row("races for one run", (60, 500, 10_000), lock_races),
+    "T12": Row("reads during saves", (1_000, 5_000, 100_000), readers),
+    "T17": Row("signals at random times", (40, 200, 5_000), signals),
 }
