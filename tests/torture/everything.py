@@ -85,6 +85,28 @@ def configuration(data: Path, run: Path, **changes: str) -> RunConfig:
     return load_config(None, settings)
 
 
+def small_configuration(data: Path, run: Path, steps: int, seed: int) -> RunConfig:
+    """Return the configuration of a run whose steps are as quick as can be."""
+    settings = {
+        "data.source": "tokens",
+        "data.train": str(data / "train"),
+        "data.batch_size": "1",
+        "data.seq_len": "4",
+        "model.d_model": "4",
+        "model.n_layers": "1",
+        "model.d_state": "2",
+        "model.expand": "1",
+        "validation.every": "500",
+        "validation.batches": "1",
+        "checkpoint.every": "500",
+        "run.steps": str(steps),
+        "run.seed": str(seed),
+        "run.threads": "1",
+        "run.dir": str(run),
+    }
+    return load_config(None, settings)
+
+
 def _names() -> list[str]:
     sections = RunConfig.model_fields
     return [

@@ -83,7 +83,9 @@ def build(folder: Path) -> Path:
 def preloaded_environment(folder: Path) -> dict[str, str]:
     """Build the library; return the environment of a process that shall run under it."""
     library = str(build(folder))
-    return {**os.environ, "LD_PRELOAD": library, _VARIABLE: library, "OMP_NUM_THREADS": "1"}
+    # Threads that wait without spinning: more of them than cores is what one row is about.
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**os.environ, "LD_PRELOAD": library, _VARIABLE: library, **threads}
 
 
 def is_preloaded() -> bool:

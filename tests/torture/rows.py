@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.torture.endurance_rows import soak, thread_counts
 from tests.torture.error_rows import failing_operations, full_disk
 from tests.torture.kill_rows import kills_at_operations, random_kills
 from tests.torture.power_rows import power_loss
@@ -41,5 +42,7 @@ ROWS = {
     "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
     "T11": Row("races for one run", (60, 500, 10_000), lock_races),
     "T12": Row("reads during saves", (1_000, 5_000, 100_000), readers),
+    "T13": Row("steps in the same memory", (3_000, 100_000, 10_000_000), soak),
+    "T14": Row("repeats at each thread count", (2, 5, 20), thread_counts),
     "T17": Row("signals at random times", (40, 200, 5_000), signals),
 }
