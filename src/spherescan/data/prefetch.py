@@ -98,7 +98,7 @@ class Prefetch:
         Raises:
             DataError: What the worker raised over this batch; or a worker has died.
         """
-        self._expect_alive()
+        self._await(self._pipes[self._turn])
         try:
             start, result = _received(self._pipes[self._turn])
         except (EOFError, OSError) as error:
@@ -114,12 +114,16 @@ class Prefetch:
         """End the workers."""
         self._end()
 
-    def _expect_alive(self) -> None:
-        """Look at all workers, not only at the one whose turn it is: say early that one is gone."""
-        ended = connections.wait([process.sentinel for process in self._processes], timeout=0)
-        for worker, process in enumerate(self._processes):
-            if process.sentinel in ended:
-                raise self._death(worker)
+    def _await(self, pipe: Connection) -> None:
+        """Wait for a message, or for the end of any worker: even one whose turn comes much later.
+
+        Raises:
+            DataError: One has died.
+        """
+        sentinels = {process.sentinel: worker for worker, process in enumerate(self._processes)}
+        for ready in connections.wait([pipe, *sentinels]):
+            if isinstance(ready, int):
+                raise self._death(sentinels[ready])
 
     def _death(self, worker: int) -> DataError:
         process = self._processes[worker]

@@ -198,11 +198,12 @@ class TokenSource:
         seed: int,
         order: Literal["shuffled", "by_shard", "text"] = "shuffled",
     ) -> None:
-        self._rows, self._chosen, self._seed, self._order = rows, chosen, seed, order
+        self.rows, self.chosen = rows, chosen
+        self._seed, self._order = seed, order
         self._sizes = rows_by_shard(rows, chosen) if order == "by_shard" else []
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self.chosen)
 
     def batch(self, start: int, count: int) -> Batch:
         """Return samples `start` to `start + count` of the run."""
@@ -211,7 +212,7 @@ class TokenSource:
         else:
             shuffle = self._order == "shuffled"
             order = sample_order(start, count, n=len(self), seed=self._seed, shuffle=shuffle)
-        return self._rows.batch(order + self._chosen.start)
+        return self.rows.batch(order + self.chosen.start)
 
 
 def rows_by_shard(rows: Rows, chosen: range) -> list[int]:
