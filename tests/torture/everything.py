@@ -27,7 +27,7 @@ SETTINGS = {
     "data.source": "tokens",
     "data.batch_size": "4",
     "data.seq_len": "16",
-    "data.packing": "true",
+    "data.packing": "documents",
     "data.shuffle_shards": "true",
     "data.prefetch_workers": "0",
     "model.d_model": "8",

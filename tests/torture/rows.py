@@ -7,6 +7,7 @@ import torch
 
 from tests.torture.endurance_rows import soak, thread_counts
 from tests.torture.error_rows import failing_operations, full_disk
+from tests.torture.fuzz_rows import fuzz_checkpoints, fuzz_texts
 from tests.torture.kill_rows import kills_at_operations, random_kills
 from tests.torture.power_rows import power_loss
 from tests.torture.race_rows import lock_races, readers, signals
@@ -40,6 +41,8 @@ ROWS = {
     "T4": Row("failing operations on the folder", (200, 5_000, 100_000), failing_operations),
     "T5": Row("disks that fill up", (10, 50, 500), full_disk),
     "T6": Row("flipped bits in data, and all other damage", (2_000, 20_000, 1_000_000), bit_rot),
+    "T7": Row("fuzzed checkpoints", (5_000, 1_000_000, 100_000_000), fuzz_checkpoints),
+    "T8": Row("fuzzed texts, of each kind", (3_000, 1_000_000, 100_000_000), fuzz_texts),
     "T11": Row("races for one run", (60, 500, 10_000), lock_races),
     "T12": Row("reads during saves", (1_000, 5_000, 100_000), readers),
     "T13": Row("steps in the same memory", (3_000, 100_000, 10_000_000), soak),
