@@ -4,6 +4,7 @@ No generator runs along, so there is no state to save, and any batch of a run ca
 alone, in any process.
 """
 
+import functools
 import hashlib
 import struct
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 8
+_BLOCK = 4096
 
 
 def sample_order(
@@ -38,9 +40,9 @@ def sample_order(
     if not shuffle:
         return positions
     order = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(epochs):
+    for epoch in map(int, np.unique(epochs)):
         here = epochs == epoch
-        order[here] = permuted(positions[here], n=n, seed=seed, epoch=int(epoch))
+        order[here] = _permuted_in_turn(positions[here], n=n, seed=seed, epoch=epoch)
     return order
 
 
@@ -69,7 +71,7 @@ def sample_order_by_shard(
     epochs, positions = np.divmod(run, lengths.sum())
     order = np.empty(count, dtype=np.int64)
     for epoch in map(int, np.unique(epochs)):
-        shards = permuted(
+        shards = _permuted_in_turn(
             np.arange(len(lengths)), n=len(lengths), seed=derived_seed(seed, "shards"), epoch=epoch
         )
         ends = np.cumsum(lengths[shards])
@@ -79,7 +81,7 @@ def sample_order_by_shard(
             shard = int(shards[place])
             rows = here[places == place]
             within = positions[rows] - (ends[place] - lengths[shard])
-            order[rows] = firsts[shard] + permuted(
+            order[rows] = firsts[shard] + _permuted_in_turn(
                 within,
                 n=int(lengths[shard]),
                 seed=derived_seed(seed, "shard", shard),
@@ -106,6 +108,28 @@ def permuted(positions: NDArray[np.int64], *, n: int, seed: int, epoch: int) -> 
         out[outside] = _feistel(out[outside], half_bits, keys)
         outside = out >= n
     return out.astype(np.int64)
+
+
+def _permuted_in_turn(
+    positions: NDArray[np.int64], *, n: int, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Return what `permuted` does, for positions that follow each other, at the price of a few.
+
+    A run asks for a few positions at a time and soon for the next ones: they are computed a block
+    at a time, which costs little more than a few.
+    """
+    order = np.empty_like(positions)
+    blocks = positions // _BLOCK
+    for block in map(int, np.unique(blocks)):
+        here = blocks == block
+        order[here] = _block(block, n, seed, epoch)[positions[here] - block * _BLOCK]
+    return order
+
+
+@functools.lru_cache(maxsize=16)
+def _block(block: int, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    positions = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, n), dtype=np.int64)
+    return permuted(positions, n=n, seed=seed, epoch=epoch)
 
 
 def derived_seed(seed: int, *purpose: int | str) -> int:
