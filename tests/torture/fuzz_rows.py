@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import random
+import resource
 import shutil
 import struct
 import time
@@ -33,6 +34,7 @@ from tests.torture.fuzz import Found, InvalidInputError, Target, corpus, fuzz
 from tests.torture.report import Report
 
 BATCH = 20_000
+MEMORY_BYTES = 4 << 30  # address space, of which torch alone takes one
 
 
 def fuzz_checkpoints(root: Path, _: Faults, report: Report, *, count: int, seed: int) -> None:
@@ -72,6 +74,7 @@ def _fuzz_all(targets: list[Target], report: Report, count: int, seed: int) -> N
 
 
 def _batch(target: Target, count: int, seed: int) -> dict[str, object]:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     found: Found = fuzz(target, count=count, seed=seed)
     return {
         "read": found.read,
