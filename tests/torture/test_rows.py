@@ -16,6 +16,7 @@ from tests.torture.rows import ROWS
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_row(name, preload):
     tier = os.environ.get("SPHERESCAN_TORTURE_TIER", "ci")
