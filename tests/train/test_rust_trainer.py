@@ -242,7 +242,9 @@ def flat(values: dict) -> list[tuple[str, object]]:
     ("flags", "message"),
     [
         ({"gradient-surgery-method": "cagrad"}, "unknown surgery method 'cagrad'; choose one of"),
-        ({"packed-sequences": "false"}, "always true here"),
+        ({"packed-sequences": "no"}, "--packed-sequences is 'no'; it is true or false"),
+        ({"prefetch-workers": "65"}, "data.prefetch_workers is 65"),
+        ({"prefetch-buffer": "0"}, "data.prefetch_batches is 0"),
         ({"token-file": "a", "token-dir": "b"}, "--token-file and --token-dir exclude each other"),
         ({"base-layers": "many"}, "--base-layers is 'many'; it is a number"),
         ({"fail-on-non-finite": "maybe"}, "it is true or false"),
@@ -260,6 +262,24 @@ def flat(values: dict) -> list[tuple[str, object]]:
 def test_what_that_program_would_have_guessed_is_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         rust_trainer.rust_trainer_config(None, {"token-file": "x.txt", **flags})
+
+
+def test_how_batches_are_made_is_what_that_program_was_told():
+    config = rust_trainer.rust_trainer_config(
+        None,
+        {
+            "token-file": "x.txt",
+            "packed-sequences": "false",
+            "prefetch-workers": "2",
+            "prefetch-buffer": "5",
+            "shuffle-shards": "false",
+        },
+    ).data
+    assert config.packing == "documents"
+    assert (config.prefetch_workers, config.prefetch_batches) == (2, 5)
+    assert not config.shuffle
+    usual = rust_trainer.rust_trainer_config(None, {"token-file": "x.txt"}).data
+    assert (usual.packing, usual.prefetch_workers, usual.prefetch_batches) == ("stream", 0, 16)
 
 
 def test_an_unknown_key_of_their_file_is_refused(tmp_path):

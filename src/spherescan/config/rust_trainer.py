@@ -61,9 +61,11 @@ FLAGS: dict[str, Flag] = {
     "val-token-dir": Flag(None, None, "folder of validation data"),
     "shard-ext": Flag("txt", None, "ending of the files in a folder"),
     "shuffle-shards": Flag("true", "data.shuffle", "whether each epoch has an order of its own"),
-    "packed-sequences": Flag("true", None, "whether a window may hold several files; always true"),
-    "prefetch-workers": Flag("0", None, "accepted; batches do not depend on it"),
-    "prefetch-buffer": Flag("16", None, "accepted; batches do not depend on it"),
+    "packed-sequences": Flag(
+        "true", None, "windows over the joined files, or whole files, long ones cut"
+    ),
+    "prefetch-workers": Flag("0", "data.prefetch_workers", "processes that make batches ahead"),
+    "prefetch-buffer": Flag("16", "data.prefetch_batches", "batches that they make ahead"),
     "resume": Flag("false", None, "go on with the run in --out-dir"),
     "vocab-size": Flag("auto", "data.vocab_size", "number of token ids, or auto"),
     "val-ratio": Flag("0.05", "data.validation_fraction", "part held out for validation"),
@@ -181,11 +183,9 @@ def _tree(values: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
         overridden(tree, {"grow.layers": target, "grow.placement": str(values["placement"])})
         tree["grow"]["init"] = "rust_trainer"
     overridden(tree, _surgery(values))
-    if values["packed-sequences"] != "true":
-        raise ConfigError(
-            "--packed-sequences is always true here; a window that holds several files starts each "
-            "of them with an empty state, so nothing is gained by leaving it"
-        )
+    if values["packed-sequences"] == "false":
+        # Each file is trained as if alone in its row, whatever else the row holds.
+        overridden(tree, {"data.packing": "documents"})
     tree["run"]["on_non_finite"] = "fail" if values["fail-on-non-finite"] == "true" else "skip"
     overridden(tree, _data(values))
     return tree

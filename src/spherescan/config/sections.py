@@ -96,7 +96,7 @@ class DataConfig(Section):
     """Whether to shuffle shards, and rows within each: for text larger than memory."""
     prefetch_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that make batches ahead; batches do not depend on it."""
-    prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 16
+    prefetch_batches: Count = 16
     """Batches that they make ahead."""
     jitter: PositiveOrZero = 0.0
     """Noise on training values, in standard deviations of the channel; series only."""
