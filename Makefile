@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all check bench sanitize docs clean
+.PHONY: demo test test-all check bench sanitize torture docs clean
 
 demo: $(STAMP)  ## train and test the speaker classifier
 	rm -rf runs/demo
@@ -34,6 +34,10 @@ sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behavi
 	SPHERESCAN_LIBRARY=build/sanitize/_kernels.so LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 \
 	  $(BIN)/pytest tests/ops -m "not slow" -k "not compile and not openmp and not fork and not library"
+
+TIER ?= full
+torture: $(STAMP)  ## kills, faults, losses of power, fuzzing: an hour, or TIER=ci, TIER=release
+	$(BIN)/python -m tests.torture --tier $(TIER)
 
 docs: $(STAMP)  ## the API as HTML in build/docs
 	$(BIN)/pdoc spherescan -o build/docs

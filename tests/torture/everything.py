@@ -8,7 +8,9 @@ more than three epochs, prefetched by two workers; the native kernels.
 
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ SETTINGS = {
     "data.seq_len": "16",
     "data.packing": "documents",
     "data.shuffle_shards": "true",
-    "data.prefetch_workers": "0",
+    "data.prefetch_workers": "2",
     "model.d_model": "8",
     "model.n_layers": "2",
     "model.d_state": "4",
@@ -51,7 +53,7 @@ SETTINGS = {
     "freeze.until_step": "19",
     "validation.every": "4",
     "validation.batches": "2",
-    "validation.patience": "4",
+    "validation.patience": "5",
     "checkpoint.every": "5",
     "checkpoint.keep": "2",
     "run.steps": str(STEPS),
@@ -74,9 +76,7 @@ def write_data(folder: Path) -> Path:
 
 def configuration(data: Path, run: Path, **changes: str) -> RunConfig:
     """Return the configuration; a change is named like `run__steps`."""
-    known = set(_names())
-    settings = {key: value for key, value in SETTINGS.items() if key in known}
-    settings |= {
+    settings = SETTINGS | {
         "data.train": str(data / "train"),
         "data.validation": str(data / "validation"),
         "run.dir": str(run),
@@ -107,32 +107,39 @@ def small_configuration(data: Path, run: Path, steps: int, seed: int) -> RunConf
     return load_config(None, settings)
 
 
-def _names() -> list[str]:
-    sections = RunConfig.model_fields
-    return [
-        f"{section}.{name}"
-        for section, field in sections.items()
-        for name in field.annotation.model_fields
-    ]
+def share_workers() -> None:
+    """Start what starts data workers, once for this process and all that are forked from it.
 
-
-def left_out() -> list[str]:
-    """Return the settings above that this version of the program does not have."""
-    return sorted(SETTINGS.keys() - set(_names()))
+    Python would look in each child whether it is still alive, and can tell its parent only.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spherescan.data"])
+    forkserver.ensure_running()
+    forkserver._forkserver.ensure_running = lambda: None
 
 
 def go(
     data: Path,
     run: Path,
     *,
+    workers: int = 0,
     told: Callable[[Trainer], Reporter] = lambda _: Reporter(),
     changes: dict[str, str] | None = None,
 ) -> str:
-    """Begin the run, or go on with it, to its end; return why it ended."""
+    """Begin the run, or go on with it, to its end; return why it ended.
+
+    Args:
+        data: Folder with the data.
+        run: Folder of the run.
+        workers: Processes that make batches ahead; see `share_workers`.
+        told: Makes the reporter.
+        changes: Other settings of a new run, named like `run__steps`.
+    """
     if (run / "run.json").exists():
-        trainer = resume(run, {})
+        trainer = resume(run, {"data.prefetch_workers": workers})
     else:
-        trainer = start(configuration(data, run, **(changes or {})))
+        more = {"data__prefetch_workers": str(workers), **(changes or {})}
+        trainer = start(configuration(data, run, **more))
     try:
         return trainer.fit(reporter=told(trainer))
     finally:
@@ -140,11 +147,14 @@ def go(
 
 
 def by_command(data: Path, run: Path, *, loud: bool = False) -> int:
-    """Begin the run, or go on with it, by the command line; return the exit code."""
+    """Begin the run, or go on with it, by the command line; return the exit code.
+
+    There are no data workers.
+    """
     flags = [] if loud else ["--quiet"]
     if (run / "run.json").exists():
         return main(["resume", str(run), *flags])
-    text = to_toml(configuration(data, run))
+    text = to_toml(configuration(data, run, data__prefetch_workers="0"))
     config = data / "everything.toml"
     if not config.exists() or config.read_text() != text:
         config.write_text(text)
@@ -161,6 +171,7 @@ def result(run: Path) -> dict[str, object]:
     records = read_metrics(run / "metrics.jsonl")
     return {
         "step": checkpoint.state["step"],
+        "epochs": checkpoint.state["data"]["epoch"],
         "model": bits_of(checkpoint.below("model/")),
         "optimizer": bits_of(checkpoint.below("optim/")),
         "all": bits_of(checkpoint.tensors),
@@ -191,6 +202,8 @@ def _without_place(text: str, run: Path) -> str:
     state["metrics"].pop("crc32")
     for key in ("seconds", "parent"):
         state.pop(key)
+    # As many as there happened to be; nothing may depend on it.
+    state["config"]["data"].pop("prefetch_workers")
     return json.dumps(state, sort_keys=True)
 
 

@@ -34,6 +34,7 @@ from tests.torture.fuzz import Found, InvalidInputError, Target, corpus, fuzz
 from tests.torture.report import Report
 
 BATCH = 20_000
+LARGEST = 4096  # of the corpus
 MEMORY_BYTES = 4 << 30  # address space, of which torch alone takes one
 
 
@@ -83,15 +84,19 @@ def _batch(target: Target, count: int, seed: int) -> dict[str, object]:
     }
 
 
-def save_corpus(root: Path, folder: Path, *, count: int, seed: int, most: int = 40) -> None:
-    """Write the smallest inputs of each behaviour found into a folder."""
-    targets = [checkpoints, resumes, metrics, events, records, toml, json_files, argv]
-    for target in [make(root) for make in targets]:
+def save_corpus(root: Path, folder: Path, *, count: int, seed: int, most: int = 30) -> None:
+    """Write the smallest input of each behaviour found into a folder, for each target."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # Paths in an input are those of a folder that is gone; a resume would find nothing else wrong.
+    for make in (checkpoints, metrics, events, records, toml, json_files, argv):
+        target = make(root)
         found = fuzz(target, count=max(1, int(count * target.share)), seed=seed)
-        kept = sorted(found.behaviours.values(), key=len)[:most]
+        faults = [data for data, _ in found.faults.values()]
+        kept = [*faults, *sorted(found.behaviours.values(), key=len)[:most]]
         (folder / target.name).mkdir(parents=True, exist_ok=True)
         for data in kept:
-            (folder / target.name / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
+            if len(data) <= LARGEST:
+                (folder / target.name / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
 
 
 def _typed(attempt: Callable[[bytes], object]) -> Callable[[bytes], object]:

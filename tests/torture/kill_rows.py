@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.torture import everything, small
@@ -16,21 +17,27 @@ def random_kills(root: Path, _: Faults, report: Report, *, count: int, seed: int
     """Kill the run that uses everything at random times, and go on with it until it is done."""
     rng = random.Random(seed)
     data = everything.write_data(root)
-    in_child(lambda: everything.go(data, root / "warm")).expect_finished()  # files into memory
-    undisturbed = in_child(lambda: everything.go(data, root / "alone"))
-    report.facts["ended by"] = undisturbed.expect_finished()
-    wanted = everything.result(root / "alone")
+    everything.share_workers()
+    times = {}
+    for workers in (0, 0, 2, 2):  # the first ones bring files into memory
+        name = root / f"alone-{workers}"
+        shutil.rmtree(name, ignore_errors=True)
+        undisturbed = in_child(lambda: everything.go(data, name, workers=workers))  # noqa: B023
+        report.facts["ended by"] = undisturbed.expect_finished()
+        times[workers] = min(times.get(workers, 60.0), undisturbed.seconds)
+    wanted = everything.result(root / "alone-2")
     report.facts |= {
         "at step": wanted["step"],
-        "seconds of a run": round(undisturbed.seconds, 2),
+        "in epoch": wanted["epochs"],
+        "seconds of a run": {workers: round(seconds, 2) for workers, seconds in times.items()},
         "native kernels": everything.uses_native_kernels(),
     }
-    if everything.left_out():
-        report.facts["not yet in this version"] = ", ".join(everything.left_out())
+    wrong = everything.compare(root / "alone-0", wanted)
+    report.expect(wrong is None, f"without workers it is another run: {wrong}")
     runs = 0
     while report.count < count:
         runs += 1
-        kills = _until_done(root, data, rng, undisturbed.seconds, report)
+        kills = _until_done(root, data, rng, times, report)
         wrong = everything.compare(root / "run", wanted)
         if wrong:
             report.failures.append(f"run {runs}, seed {seed}, killed at {kills}: {wrong}")
@@ -40,17 +47,21 @@ def random_kills(root: Path, _: Faults, report: Report, *, count: int, seed: int
 
 
 def _until_done(
-    root: Path, data: Path, rng: random.Random, seconds: float, report: Report
-) -> list[float]:
+    root: Path, data: Path, rng: random.Random, times: dict[int, float], report: Report
+) -> list[str]:
     """Kill and go on; return when the kills were, in seconds from each beginning."""
     kills = []
     while True:
-        after = rng.uniform(0, seconds)
-        ended = in_child(lambda: everything.go(data, root / "run"), send=((after, signal.SIGKILL),))
+        workers = rng.choice([0, 0, 2])
+        # Not to the very end, so that a run is killed several times before it is done.
+        after = rng.uniform(0, 0.7 * times[workers])
+        work = partial(everything.go, data, root / "run", workers=workers)
+        ended = in_child(work, send=((after, signal.SIGKILL),))
         if ended.finished:
             return kills
         assert ended.signum == signal.SIGKILL, ended
-        kills.append(round(after, 4))
+        kills.append(f"{after:.4f} with {workers} workers")
+        report.add(f"kills with {workers} workers")
         report.count += 1
         report.add(_where(root / "run"))
 

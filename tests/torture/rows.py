@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.torture.bomb_rows import bombs
 from tests.torture.endurance_rows import soak, thread_counts
 from tests.torture.error_rows import failing_operations, full_disk
 from tests.torture.fuzz_rows import fuzz_checkpoints, fuzz_texts
@@ -48,4 +49,5 @@ ROWS = {
     "T13": Row("steps in the same memory", (3_000, 100_000, 10_000_000), soak),
     "T14": Row("repeats at each thread count", (2, 5, 20), thread_counts),
     "T17": Row("signals at random times", (40, 200, 5_000), signals),
+    "T21": Row("openings of each bomb", (1, 3, 20), bombs),
 }
