@@ -1,6 +1,7 @@
-"""How the C library hands out memory, for processes that are ours: the command line."""
+"""How much memory the machine has, and how the C library hands it out."""
 
 import ctypes
+import os
 
 # Parameters of mallopt in glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -12,7 +13,8 @@ def keep_freed_memory() -> bool:
     """Keep the memory of freed tensors for the next ones instead of handing it back to the kernel.
 
     A training step frees and takes the same tensors again; every page that went back in between is
-    filled with zeros anew, which for large tensors costs more than writing them.
+    filled with zeros anew, which for large tensors costs more than writing them. For processes that
+    are ours: the command line.
 
     Returns:
         Whether the C library has such a setting.
@@ -22,3 +24,8 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _PAD_BYTES))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def memory_bytes() -> int:
+    """Return how much memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

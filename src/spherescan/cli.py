@@ -371,6 +371,8 @@ def _train(options: argparse.Namespace) -> int:
         now = dt.datetime.now(tz=dt.UTC).strftime("%Y%m%d-%H%M%S")
         name = str(Path("runs") / f"{now}-{os.getpid()}")
         config = config.model_copy(update={"run": config.run.model_copy(update={"dir": name})})
+    # "Save and go on": before there is something to save it must not end the process.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     from spherescan.train import start
 
     return _fit(start(config, require_lock=not options.no_lock), options)
@@ -402,6 +404,7 @@ def _resume(options: argparse.Namespace) -> int:
     }
     if options.rewind and options.step is None:
         raise ConfigError("--rewind needs --step, the checkpoint to go back to")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # see `_train`
     from spherescan.train import ResumeOptions, resume
 
     allowed = ResumeOptions(

@@ -5,11 +5,17 @@ Every check raises `ValueError` with the reason alone; whoever knows the file's 
 
 import json
 import math
+from typing import TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 # Unsigned 64-bit counters and seeds are common; anything longer is not a number we ever save.
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+# Bytes looked at together, so that a long text costs no multiple of itself.
+_PIECE = 1 << 18
+
+T = TypeVar("T")
 
 
 def json_text(value: object, *, where: str, max_depth: int) -> str:
@@ -62,16 +68,43 @@ def load_json(text: bytes, where: str, max_depth: int) -> object:
     return value
 
 
+def typed(kind: type[T], value: object, *, where: str) -> T:
+    """Make a value of JSON into a dataclass that its annotations describe.
+
+    Args:
+        kind: The dataclass. A field that has a default may be missing; an array fills a tuple.
+        value: What `parse_json` returned.
+        where: What messages call the value.
+
+    Raises:
+        ValueError: A field is missing, unknown or of another type; the message names it.
+    """
+    try:
+        made: T = TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(map(str, problem["loc"])) or "the whole"
+        raise ValueError(f"{where}: {name[:200]}: {problem['msg']}") from None
+    return made
+
+
 def _depth(text: bytes) -> int:
     """Count the brackets open at once outside strings, flat: no nesting can overflow a stack."""
     unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     codes = np.frombuffer(unescaped, dtype=np.uint8)
-    outside = np.cumsum(codes == ord('"'), dtype=np.uint8) % 2 == 0
-    # Square and curly brackets differ by one bit.
-    curly = codes | 0x20
-    opened = (outside & (curly == ord("{"))).astype(np.int8)
-    closed = (outside & (curly == ord("}"))).astype(np.int8)
-    return int(np.cumsum(opened - closed, dtype=np.int32).max(initial=0))
+    deepest = depth = quotes = 0
+    for begin in range(0, len(codes), _PIECE):
+        piece = codes[begin : begin + _PIECE]
+        quotes_before = quotes + np.cumsum(piece == ord('"'), dtype=np.int32)
+        outside = quotes_before % 2 == 0
+        # Square and curly brackets differ by one bit.
+        curly = piece | 0x20
+        opened = (outside & (curly == ord("{"))).astype(np.int8)
+        closed = (outside & (curly == ord("}"))).astype(np.int8)
+        depths = depth + np.cumsum(opened - closed, dtype=np.int32)
+        deepest = max(deepest, int(depths.max()))
+        quotes, depth = int(quotes_before[-1]) % 2, int(depths[-1])
+    return deepest
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -14,6 +14,9 @@ from pydantic_core import ErrorDetails
 from spherescan.config.sections import RunConfig, Section
 from spherescan.errors import ConfigError
 
+MAX_BYTES = 1 << 16
+MAX_DOTS = 2000
+
 
 def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """Read a configuration file and put flags over it.
@@ -130,11 +133,19 @@ def load_tree(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read or holds no settings.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error.reason})") from error
+    # A key of n dotted parts takes time and memory of n * n to read.
+    if len(data) > MAX_BYTES or text.count(".") > MAX_DOTS:
+        raise ConfigError(
+            f"{path}: is longer than {MAX_BYTES} bytes or has more than {MAX_DOTS} dots, as no "
+            "file of settings has; check the path"
+        )
     parse: Callable[[str], Any]
     match path.suffix:
         case ".toml":
@@ -170,11 +181,15 @@ def _parse_yaml(text: str) -> Any:
     try:
         from ruamel.yaml import YAML  # noqa: PLC0415  an extra that few need
         from ruamel.yaml.error import MarkedYAMLError  # noqa: PLC0415
+        from ruamel.yaml.events import AliasEvent  # noqa: PLC0415
     except ImportError:
         raise ConfigError(
             "a .yaml configuration needs the yaml extra: pip install 'spherescan[yaml]'"
         ) from None
     try:
+        # A few lines of aliases of aliases stand for more values than fit into memory.
+        if any(isinstance(e, AliasEvent) for e in YAML(typ="safe", pure=True).parse(text)):
+            raise ValueError("an alias (*name) stands for a value; write the value itself")
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""

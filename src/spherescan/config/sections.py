@@ -29,6 +29,8 @@ CHANGEABLE = (
 )
 
 Count = Annotated[int, Field(ge=1, le=_MAX_INT)]
+# Settings are checked against each block; far more than can be trained would take all memory.
+Layers = Annotated[int, Field(ge=1, le=4096)]
 CountOrZero = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveOrZero = Annotated[float, Field(ge=0)]
@@ -109,7 +111,7 @@ class ModelConfig(Section):
     """Kind of sequence mixer."""
     d_model: Count = 64
     """Width of the residual stream."""
-    n_layers: Count = 2
+    n_layers: Layers = 2
     """Number of blocks."""
     d_state: Count = 16
     """State size of each channel."""
@@ -234,7 +236,7 @@ class SurgeryConfig(Section):
 class GrowConfig(Section):
     """Blocks that are added to the model."""
 
-    layers: Count | None = None
+    layers: Layers | None = None
     """Blocks of the grown model; it does not grow when missing."""
     placement: Name = "append"
     """Where: append, prepend, insert:N (before block N), specific:I,J,... (final places)."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from spherescan.strict_json import typed
+
 Kind = Literal["classification", "regression", "next_token"]
 
 
@@ -35,6 +37,9 @@ class Task:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Task":
-        """Invert `to_json`."""
-        names = {key: tuple(values[key]) for key in ("class_names", "channel_names")}
-        return cls(**{**values, **names})
+        """Invert `to_json`.
+
+        Raises:
+            ValueError: A field is missing, unknown or of another type.
+        """
+        return typed(cls, dict(values), where="the task")

@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Generator
 
+from spherescan.allocator import memory_bytes
 from spherescan.nn.mamba import Mamba
 from spherescan.nn.model import SequenceModel
 from spherescan.nn.prototypes import PrototypeHead
+from spherescan.strict_json import typed
 
 MIXERS: dict[str, type[Mamba]] = {"mamba": Mamba}
 
@@ -53,8 +55,14 @@ class ModelDescription:
                 be loaded, random ones save the time.
 
         Raises:
-            ValueError: An unknown mixer, or sizes that do not go together.
+            ValueError: An unknown mixer, sizes that do not go together, or a model that takes
+                more than half of the machine's memory.
         """
+        # A description may come from a stranger's file, and torch would take what the system gives.
+        if 4 * self._n_weights() > memory_bytes() // 2:
+            raise ValueError(
+                f"its {self._n_weights():.2g} weights take more than half of this machine's memory"
+            )
         if self.mixer not in MIXERS:
             raise ValueError(f"unknown mixer {self.mixer!r}; choose from {', '.join(MIXERS)}")
         init = self.prototype_init if place else "random"
@@ -90,6 +98,21 @@ class ModelDescription:
             generator=generator,
         )
 
+    def _n_weights(self) -> int:
+        """Return how many weights the large matrices have together, and some more or less."""
+        inner = self.expand * self.d_model
+        dt_rank = self.dt_rank or -(-self.d_model // 16)
+        scan = inner * (3 * self.d_state + 2 * dt_rank + self.d_conv)
+        mixer = (2 + self.gate) * inner * self.d_model + scan
+        head = self.prototype_dim * (self.d_model + self.n_prototypes)
+        local = self.prototype_dim * (self.d_model + (self.n_local_outputs or 0))
+        return (
+            (self.vocab_size or self.n_channels or 0) * self.d_model
+            + self.n_layers * (1 + self.bidirectional) * mixer
+            + head
+            + len(self.local_heads) * local
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the values under their names."""
         lists = {name: list(getattr(self, name)) for name in _TUPLES}
@@ -102,12 +125,6 @@ class ModelDescription:
         A field that has a default may be missing: the description is then older than the field.
 
         Raises:
-            ValueError: A name that is missing or unknown.
+            ValueError: A field is missing, unknown or of another type.
         """
-        names = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        wrong = (values.keys() - names) | (needed - values.keys())
-        if wrong:
-            raise ValueError(f"a model description has other fields: {sorted(wrong)}")
-        lists = {name: tuple(values[name]) for name in _TUPLES if name in values}
-        return cls(**{**values, **lists})
+        return typed(cls, dict(values), where="the description of the model")

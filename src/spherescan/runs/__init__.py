@@ -11,6 +11,7 @@ from spherescan.runs.events import PATIENCE_SECONDS, EventLog
 from spherescan.runs.folder import Folder
 from spherescan.runs.lock import RunLock
 from spherescan.runs.metrics import LogPosition, MetricsLog, read_metrics
+from spherescan.runs.state import expect_state
 from spherescan.runs.store import RunStore
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MetricsLog",
     "RunLock",
     "RunStore",
+    "expect_state",
     "inspect_checkpoint",
     "read_checkpoint",
     "read_metrics",

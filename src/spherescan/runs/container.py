@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from spherescan import __version__
+from spherescan.allocator import memory_bytes
 from spherescan.errors import CheckpointError, DamagedError, StorageError
 from spherescan.runs.folder import Folder, write_all
 from spherescan.runs.header import MAX_HEADER_BYTES, TensorInfo, encode_header, parse_header
@@ -303,11 +304,6 @@ def _require_same(path: Path, folder: Folder, digest: str) -> None:
         raise CheckpointError(f"{error}; it was not overwritten: move it aside") from None
     if not same:
         raise CheckpointError(f"{path} holds another checkpoint; it was not overwritten: move it")
-
-
-def memory_bytes() -> int:
-    """Return how much memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Reader:

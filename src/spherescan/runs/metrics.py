@@ -23,6 +23,7 @@ from spherescan.strict_json import json_text, parse_json
 # Far beyond any record; it bounds what a file without line ends can make the reader hold.
 MAX_LINE_BYTES = 1 << 20
 MAX_DEPTH = 8
+MAX_SEQ = 2**53
 MAX_PENDING_BYTES = 1 << 20
 # What making room mends.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -341,6 +342,8 @@ def _parse(line: bytes, *, after: int) -> dict[str, Any]:
     # type(), because True is an int too.
     if type(record.get("seq")) is not int or not isinstance(record.get("run_id"), str):
         raise ValueError("the line has no run_id or no integer seq")
+    if record["seq"] > MAX_SEQ:
+        raise ValueError(f"seq {record['seq']} is more lines than any log has")
     if record["seq"] <= after:
         raise ValueError(f"seq {record['seq']} does not follow {after}")
     return record

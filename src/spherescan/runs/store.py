@@ -42,6 +42,7 @@ from spherescan.runs.events import EventLog
 from spherescan.runs.folder import Folder, refusal
 from spherescan.runs.lock import RunLock
 from spherescan.runs.metrics import MAX_DEPTH, LogPosition, MetricsLog, spell_nonfinite
+from spherescan.runs.state import expect_state
 from spherescan.strict_json import json_text, parse_json
 
 BEST = "best.safetensors"
@@ -433,6 +434,10 @@ class RunStore:
             raise CheckpointError(
                 f"{path}: is of step {checkpoint.state.get('step')}; give it its name back"
             )
+        try:
+            expect_state(checkpoint.state)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
         return checkpoint
 
     def _quarantine(self, step: int, reason: str) -> None:

@@ -8,7 +8,7 @@ from spherescan.config import RunConfig
 from spherescan.data.order import derived_seed
 from spherescan.errors import CheckpointError, RunDirectoryError
 from spherescan.nn import SequenceModel, freeze, insert_blocks
-from spherescan.runs import Checkpoint, RunStore, read_checkpoint
+from spherescan.runs import Checkpoint, RunStore, expect_state, read_checkpoint
 
 _LOCAL_HEADS = "local_heads."
 
@@ -44,7 +44,12 @@ def read_base(path: Path) -> Checkpoint:
         RunDirectoryError: There is neither.
     """
     if path.is_file():
-        return read_checkpoint(path)
+        base = read_checkpoint(path)
+        try:
+            expect_state(base.state)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: is not a checkpoint of a run: {error}") from None
+        return base
     if not path.is_dir():
         raise RunDirectoryError(f"{path}: there is no such run or checkpoint to start from")
     return RunStore.open(path).load_best()

@@ -77,7 +77,7 @@ def restore_generators(saved: dict[str, Tensor]) -> None:
                 np.random.set_state(legacy)  # noqa: NPY002  see above
             else:
                 torch.set_rng_state(state)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"the checkpoint has no meaningful generator {name}") from error
 
 

@@ -260,8 +260,11 @@ class Trainer:
         self._expect_fitting(checkpoint)
         self.model.load_state_dict(checkpoint.below("model/"))
         load_optimizer(self.optimizer, self.model.named_parameters(), checkpoint.below("optim/"))
-        for merger, saved in zip(self.mergers, state["mergers"], strict=True):
-            merger.load_state_dict(saved)
+        try:
+            for merger, saved in zip(self.mergers, state["mergers"], strict=True):
+                merger.load_state_dict(saved)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint has other mergers: {error!r}") from error
         self.counters, self.guard = Counters(**state["counters"]), Guard(**state["guard"])
         self.seconds = state["seconds"]
         self._saved_step = self.counters.step
@@ -281,6 +284,14 @@ class Trainer:
                 raise CheckpointError(
                     f"the checkpoint is of another model: {name} is {there} there and {here} here"
                 )
+        place = checkpoint.state["data"]
+        if place["position"] >= len(self.problem.stream.source):
+            raise CheckpointError(
+                f"the checkpoint is at sample {place['position']} of an epoch of "
+                f"{len(self.problem.stream.source)}"
+            )
+        if not set(checkpoint.state["generators"]) <= set(GENERATORS):
+            raise CheckpointError(f"unknown generators: {checkpoint.state['generators']}")
         counters, every = Counters(**checkpoint.state["counters"]), self.rule.backprop_every
         joined = counters.step // every if self.rule.backprop_joins(every - 1) else 0
         if not joined - counters.skipped <= counters.bp_updates <= joined:
