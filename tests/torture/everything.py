@@ -107,15 +107,21 @@ def small_configuration(data: Path, run: Path, steps: int, seed: int) -> RunConf
     return load_config(None, settings)
 
 
-def share_workers() -> None:
+def share_workers() -> bool:
     """Start what starts data workers, once for this process and all that are forked from it.
 
-    Python would look in each child whether it is still alive, and can tell its parent only.
+    Python would look in each child whether it is still alive, and can tell its parent only. It
+    ends when a child is killed while it asks for a worker, and is then started again by this.
+
+    Returns:
+        Whether it had to be started.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spherescan.data"])
+    before = forkserver._forkserver._forkserver_pid
     forkserver.ensure_running()
     forkserver._forkserver.ensure_running = lambda: None
+    return forkserver._forkserver._forkserver_pid != before
 
 
 def go(

@@ -95,11 +95,28 @@ def recover(path: Path) -> tuple[RunStore, MetricsLog, int]:
 
 def _save(store: RunStore, log: MetricsLog, step: int, note: Callable[[str], object]) -> None:
     position = dataclasses.asdict(log.sync())
-    state = {"metrics": position, "counters": {"best_step": best_step(step)}}
+    best = best_step(step)
+    counters = dict.fromkeys(("bp_updates", "ff_updates", "skipped", "since_improvement"), 0)
+    scores = dict.fromkeys(("best_score", "best_loss", "lowest_loss"), None)
+    state = {
+        "config": {},
+        "model": {},
+        "mergers": [],
+        "task": {},
+        "counters": {"step": step, "best_step": best, **counters, **scores},
+        "guard": {"in_a_row": 0, "rollbacks": 0, "lr_scale": 1.0, "left_out": [], "alive": []},
+        "environment": None,
+        "generators": [],
+        "seconds": 0.0,
+        "parent": None,
+        "data": {"epoch": 0, "position": step},
+        "fingerprint": "none",
+        "metrics": position,
+    }
     store.save(step, tensors_of(step), state)
     note(f"committed {step}")
-    store.show_best(best_step(step))
-    store.prune(keep=KEEP, best_step=best_step(step))
+    store.show_best(best)
+    store.prune(keep=KEEP, best_step=best)
 
 
 @cache
