@@ -16,8 +16,8 @@ from spherescan.runs import metrics
 from spherescan.runs.metrics import LogPosition, MetricsLog, read_metrics
 
 
-def opened(path, run_id="r1"):
-    return closing(MetricsLog(path, run_id=run_id))
+def opened(path, run_id="r1", **options):
+    return closing(MetricsLog(path, run_id=run_id, **options))
 
 
 def record(step: int) -> dict[str, object]:
@@ -141,7 +141,7 @@ class TestStorage:
             again = log.sync()
         assert again == write(path.with_name("whole"), range(2))
 
-    def test_a_line_that_cannot_be_dropped_blocks_the_log(self, path, monkeypatch):
+    def test_a_line_that_cannot_be_dropped_blocks_the_log_until_it_can(self, path, monkeypatch):
         real = os.write
 
         def refuse(*args):
@@ -152,8 +152,32 @@ class TestStorage:
             with monkeypatch.context() as patch:
                 patch.setattr(os, "write", lambda file, line: real(file, line[:9]))
                 patch.setattr(os, "ftruncate", refuse)
+                for _ in range(2):
+                    with pytest.raises(StorageError, match="check the disk") as caught:
+                        log.append(record(0))
+                    assert caught.value.__cause__.errno in {errno.EIO, errno.ENOSPC}
+                with pytest.raises(StorageError, match="Input/output error"):
+                    log.sync()
+            log.append(record(0))
+        assert len(read_metrics(path)) == 1
+
+    def test_nothing_follows_a_line_that_could_not_be_dropped(self, path, monkeypatch):
+        real = os.write
+
+        def refuse(*args):
+            raise OSError(errno.EIO, "Input/output error")
+
+        with opened(path, patience=60.0) as log:
+            position = log.sync()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", lambda file, line: real(file, line[:9]))
+                patch.setattr(os, "ftruncate", refuse)
                 with pytest.raises(StorageError):
                     log.append(record(0))
+                patch.setattr(os, "write", real)
+                log.close()
+        assert path.stat().st_size == 9
+        with opened(path) as log:
             with pytest.raises(RunDirectoryError, match="incomplete"):
                 log.append(record(0))
             log.cut_to(position)

@@ -97,7 +97,7 @@ def _save(store: RunStore, log: MetricsLog, step: int, note: Callable[[str], obj
     position = dataclasses.asdict(log.sync())
     best = best_step(step)
     counters = dict.fromkeys(("bp_updates", "ff_updates", "skipped", "since_improvement"), 0)
-    scores = dict.fromkeys(("best_score", "best_loss", "lowest_loss"), None)
+    scores = dict.fromkeys(("best_score", "best_loss", "lowest_loss", "highest_score"), None)
     state = {
         "config": {},
         "model": {},

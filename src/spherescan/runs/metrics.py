@@ -70,6 +70,8 @@ class MetricsLog:
         self._full_since: float | None = None
         # Why nothing may be appended now; None when the log is whole.
         self._refusal: str | None = None
+        # What the disk said when a line that was begun could not be removed again.
+        self._torn: OSError | None = None
         self._position = LogPosition(0, 0, 0, 0)
         try:
             self._continue()
@@ -133,7 +135,7 @@ class MetricsLog:
             raise self._storage_error(error.strerror) from error
         self._position = position
         self._pending.clear()
-        self._refusal = None
+        self._refusal = self._torn = None
 
     def expect(self, position: LogPosition) -> None:
         """Check that the part before a position that `sync` returned is what it was then.
@@ -184,7 +186,7 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file, without a sync; closing twice is harmless."""
         if self._file >= 0:
-            if self._refusal is None:
+            if self._refusal is None and self._torn is None:
                 with suppress(OSError):  # `sync` is there for those who must know
                     self._write_pending()
             file, self._file = self._file, -1
@@ -238,7 +240,7 @@ class MetricsLog:
         self._full_since = None
 
     def _may_wait(self, error: OSError) -> bool:
-        if error.errno not in _FULL or self._refusal is not None:
+        if error.errno not in _FULL or self._torn is not None:
             return False
         now = time.monotonic()
         if self._full_since is None:
@@ -247,6 +249,10 @@ class MetricsLog:
         return small and now - self._full_since < self._patience
 
     def _require_whole(self) -> None:
+        if self._torn is not None:
+            self._drop_torn_line()
+        if self._torn is not None:
+            raise self._storage_error(self._torn.strerror) from self._torn
         if self._refusal is not None:
             raise RunDirectoryError(
                 f"{self._path} takes no record: {self._refusal}; resume from a checkpoint, which "
@@ -256,8 +262,10 @@ class MetricsLog:
     def _drop_torn_line(self) -> None:
         try:
             os.ftruncate(self._file, self._position.offset)
-        except OSError:
-            self._refusal = "its last line is incomplete"
+        except OSError as error:
+            self._torn = error
+        else:
+            self._torn = None
 
     def _storage_error(self, reason: str | None) -> StorageError:
         return StorageError(

@@ -25,8 +25,12 @@ def _from_1(state: State) -> State:
     """Add what schema 2 brought; a run of schema 1 had skipped steps, and no other guard."""
     if "counters" not in state:  # written by a program that keeps no run
         return state
+    counters = state["counters"]
+    if not isinstance(counters, dict):
+        raise ValueError("counters is not a JSON object")  # noqa: TRY004 - the file is at fault
     return {
         **state,
+        "counters": {**counters, "highest_score": counters.get("best_score")},
         "environment": None,
         "generators": [],
         "guard": {"in_a_row": 0, "rollbacks": 0, "lr_scale": 1.0, "left_out": [], "alive": []},

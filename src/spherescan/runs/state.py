@@ -24,6 +24,7 @@ class _Counters:
     best_score: float | None
     best_loss: float | None
     lowest_loss: float | None
+    highest_score: float | None
     since_improvement: _Count
 
 

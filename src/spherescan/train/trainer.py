@@ -60,8 +60,9 @@ class Counters:
         best_step: Step of the best validation, see `Trainer`.
         best_score: Its accuracy or error.
         best_loss: Its loss.
-        lowest_loss: Lowest validation loss of any step.
-        since_improvement: Validations since score or loss last improved.
+        lowest_loss: Lowest validation loss of any step, saved or not.
+        highest_score: Highest validation accuracy of any step, saved or not; None if not measured.
+        since_improvement: Validations since the lowest loss or highest accuracy.
     """
 
     step: int = 0
@@ -72,6 +73,7 @@ class Counters:
     best_score: float | None = None
     best_loss: float | None = None
     lowest_loss: float | None = None
+    highest_score: float | None = None
     since_improvement: int = 0
 
 
@@ -166,7 +168,8 @@ class Trainer:
                     if signals.save:
                         signals.save = False
                         self.store.event("signal", step=self.counters.step, signal="SIGUSR1")
-                        self._save_or_wait()
+                        if self._saved_step != self.counters.step:
+                            self._save_or_wait()
             self._save_last(signals)
         except SpherescanError as error:
             self.store.event("stop", step=self.counters.step, reason=str(error))
@@ -528,12 +531,14 @@ class Trainer:
         result = self.evaluate(self.problem.validation())
         best = self._is_best(result)
         lower = counters.lowest_loss is None or result.loss < counters.lowest_loss
-        if lower or (best and result.score != counters.best_score):
-            counters.since_improvement = 0
-        else:
-            counters.since_improvement += 1
+        higher = self._scores_best and (
+            counters.highest_score is None or result.score > counters.highest_score
+        )
+        counters.since_improvement = 0 if lower or higher else counters.since_improvement + 1
         if lower:
             counters.lowest_loss = result.loss
+        if higher:
+            counters.highest_score = result.score
         if best:
             counters.best_step = counters.step
             counters.best_score, counters.best_loss = result.score, result.loss
@@ -554,9 +559,14 @@ class Trainer:
         counters = self.counters
         if counters.best_score is None or counters.best_loss is None:
             return math.isfinite(result.loss)
-        if self.problem.objective.task.kind == "classification":
+        if self._scores_best:
             return math.isfinite(result.loss) and result.score >= counters.best_score
         return result.loss < counters.best_loss
+
+    @property
+    def _scores_best(self) -> bool:
+        """Whether the score, rather than the loss, says which step is best."""
+        return self.problem.objective.task.kind == "classification"
 
     def _expect_finite(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
