@@ -98,7 +98,8 @@ def _fail_small(root: Path, faults: Faults, rng: random.Random, count: int, repo
             report.add(f"exit code {code}")
             begun = again or (run / "run.json").exists()
             report.expect(
-                code in _codes(kind, begun=begun), f"{where}: exit code {code} from {kind}"
+                code in _codes(kind, begun=begun, signing=onwards and again),
+                f"{where}: exit code {code} from {kind}",
             )
             try:
                 go()
@@ -108,9 +109,19 @@ def _fail_small(root: Path, faults: Faults, rng: random.Random, count: int, repo
             report.expect(wrong is None, f"{where} ({kind}): {wrong}")
 
 
-def _codes(kind: str | None, *, begun: bool) -> set[int]:
-    """Return the exit codes that are right when an operation of a kind failed."""
-    if not begun or kind in {Kind.OPEN.name, Kind.MKDIR.name}:
+def _codes(kind: str | None, *, begun: bool, signing: bool = False) -> set[int]:
+    """Return the exit codes that are right when an operation of a kind failed.
+
+    Args:
+        kind: The operation.
+        begun: Whether there is a run.
+        signing: Whether it may have been the note of who holds the lock, which does not matter,
+            and all operations after it failed too, of which the first is an open.
+    """
+    openings = {Kind.OPEN.name, Kind.MKDIR.name}
+    if signing:
+        openings |= {Kind.TRUNCATE.name, Kind.WRITE.name}
+    if not begun or kind in openings:
         return {0, RUN_DIRECTORY, STORAGE}
     return {0, STORAGE}
 

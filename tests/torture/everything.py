@@ -12,6 +12,7 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -172,7 +173,7 @@ def result(run: Path) -> dict[str, object]:
     newest = sorted((run / "ckpt").glob("step-*.safetensors"))
     checkpoint = read_checkpoint(newest[-1])
     own = checkpoint.state["run_id"]
-    state = json.dumps(checkpoint.state, sort_keys=True).replace(own, "RUN")
+    state = _comparable(checkpoint.state, own, run)
     metrics = (run / "metrics.jsonl").read_text().replace(own, "RUN")
     records = read_metrics(run / "metrics.jsonl")
     return {
@@ -181,8 +182,10 @@ def result(run: Path) -> dict[str, object]:
         "model": bits_of(checkpoint.below("model/")),
         "optimizer": bits_of(checkpoint.below("optim/")),
         "all": bits_of(checkpoint.tensors),
-        "state": _sha(_without_place(state, run)),
+        "state": _sha(json.dumps(state)),
+        "state but for best": _sha(json.dumps(_without_best(state))),
         "metrics": _sha(metrics),
+        "metrics but for best": _sha(json.dumps([{**r, "best": 0, "run_id": 0} for r in records])),
         "train lines": sum(record["kind"] == "train" for record in records),
         "lines": len(records),
         "best": checkpoint.state["counters"]["best_step"],
@@ -202,15 +205,24 @@ def _best(run: Path) -> str | None:
     return bits_of(best.tensors)
 
 
-def _without_place(text: str, run: Path) -> str:
-    state = json.loads(text.replace(str(run), "RUN"))
+def _comparable(state: dict[str, Any], run_id: str, run: Path) -> dict[str, Any]:
+    """Return a copy of the state without what differs between two runs of the same bits."""
+    text = json.dumps(state, sort_keys=True).replace(run_id, "RUN").replace(str(run), "RUN")
+    state = json.loads(text)
     # The CRC covers the random run_id in each line, and the parent's digest covers the times.
     state["metrics"].pop("crc32")
     for key in ("seconds", "parent"):
         state.pop(key)
     # As many as there happened to be; nothing may depend on it.
     state["config"]["data"].pop("prefetch_workers")
-    return json.dumps(state, sort_keys=True)
+    return state
+
+
+def _without_best(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the state without which step was the best, and the length of its record."""
+    counters = {k: v for k, v in state["counters"].items() if not k.startswith("best_")}
+    metrics = {k: v for k, v in state["metrics"].items() if k != "offset"}
+    return {**state, "counters": counters, "metrics": metrics}
 
 
 def _sha(text: str) -> str:
@@ -223,13 +235,15 @@ def compare(run: Path, wanted: dict[str, object], *, best: bool = True) -> str |
     Args:
         run: Its folder.
         wanted: The result of a run that was left alone.
-        best: Whether the best must be the same one too.
+        best: Whether the best must be the same one too. It is another when the disk did not take
+            the save of the best step.
     """
     found = result(run)
+    skipped = set() if best else {"best", "best tensors", "state", "metrics"}
     others = [
         f"{key} is {found[key]}, not {wanted[key]}"
         for key in wanted
-        if found[key] != wanted[key] and (best or "best" not in key)
+        if found[key] != wanted[key] and key not in skipped
     ]
     if found["best tensors"] is None:
         others.append("no best can be loaded")

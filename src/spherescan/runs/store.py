@@ -20,6 +20,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,17 @@ class RunStore:
             self._lock = None
 
     def discard(self) -> None:
-        """Remove a run that could not begin, and let go of it."""
+        """Remove a run that could not begin, and let go of it.
+
+        What the disk does not let go of stays: either still a run, or what the next start removes.
+        """
         self.close()
-        _remove_unfinished(self._run)
-        for name in ("run.json", "run.lock"):
-            self._run.remove(name, missing_ok=True)
-        self.path.rmdir()
+        with suppress(OSError):
+            self._run.remove("run.json", missing_ok=True)
+            self._run.sync()
+            _remove_unfinished(self._run)
+            self._run.remove("run.lock", missing_ok=True)
+            self.path.rmdir()
 
     @property
     def metrics_path(self) -> Path:
