@@ -148,7 +148,7 @@ class TestStorage:
             raise OSError(errno.EIO, "Input/output error")
 
         with opened(path) as log:
-            position = log.sync()
+            log.sync()
             with monkeypatch.context() as patch:
                 patch.setattr(os, "write", lambda file, line: real(file, line[:9]))
                 patch.setattr(os, "ftruncate", refuse)
