@@ -545,3 +545,11 @@ def test_a_run_of_the_preset_trains_resumes_and_predicts(tmp_path, monkeypatch, 
 def test_a_mistake_with_the_preset_is_one_line(arguments, message, capsys):
     assert main(["train", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "resume", "verify", "inspect", "evaluate"])
+def test_a_name_cannot_talk_to_the_terminal(verb, capsys):
+    assert main([verb, "a\0\x1b[31mb\u202e.toml"]) in {2, 3, 4}
+    error = capsys.readouterr().err
+    assert error.rstrip("\n").isprintable()
+    assert r"a\x00\x1b[31mb\u202e" in error

@@ -86,7 +86,9 @@ def _complain(error: Exception, *, debug: bool) -> None:
     text = " ".join(str(error).split())
     if not isinstance(error, SpherescanError):
         text = f"internal error: {type(error).__name__}: {text}; --debug shows where"
-    print(f"spherescan: {text}", file=sys.stderr)
+    # A name in it may come from a stranger, and a terminal obeys control characters.
+    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    print(f"spherescan: {plain}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -31,6 +31,7 @@ from tests.torture import everything, small
 from tests.torture.faults import Faults
 from tests.torture.forking import in_child
 from tests.torture.fuzz import Found, InvalidInputError, Target, corpus, fuzz
+from tests.torture.fuzz_data import data_targets
 from tests.torture.report import Report
 
 BATCH = 20_000
@@ -44,9 +45,14 @@ def fuzz_checkpoints(root: Path, _: Faults, report: Report, *, count: int, seed:
 
 
 def fuzz_texts(root: Path, _: Faults, report: Report, *, count: int, seed: int) -> None:
-    """Fuzz the readers of metrics, events, run.json and configurations, and the command line."""
-    targets = [metrics(root), events(root), records(root), toml(root), json_files(root), argv(root)]
-    _fuzz_all(targets, report, count, seed)
+    """Fuzz the readers of all that a run and its data are made of, and the command line."""
+    _fuzz_all(texts(root), report, count, seed)
+
+
+def texts(root: Path) -> list[Target]:
+    """Return all targets but those of checkpoints."""
+    own = [metrics(root), events(root), records(root), toml(root), json_files(root), argv(root)]
+    return [*own, *data_targets(root, _typed)]
 
 
 def _fuzz_all(targets: list[Target], report: Report, count: int, seed: int) -> None:
@@ -88,8 +94,7 @@ def save_corpus(root: Path, folder: Path, *, count: int, seed: int, most: int = 
     """Write the smallest input of each behaviour found into a folder, for each target."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     # Paths in an input are those of a folder that is gone; a resume would find nothing else wrong.
-    for make in (checkpoints, metrics, events, records, toml, json_files, argv):
-        target = make(root)
+    for target in (checkpoints(root), *texts(root)):
         found = fuzz(target, count=max(1, int(count * target.share)), seed=seed)
         faults = [data for data, _ in found.faults.values()]
         kept = [*faults, *sorted(found.behaviours.values(), key=len)[:most]]

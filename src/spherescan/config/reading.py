@@ -140,6 +140,8 @@ def load_tree(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error.reason})") from error
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     # A key of n dotted parts takes time and memory of n * n to read.
     if len(data) > MAX_BYTES or text.count(".") > MAX_DOTS:
         raise ConfigError(
