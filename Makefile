@@ -25,7 +25,7 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## speed and memory against everyone else who is installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/spherescan bench --json benchmarks/results.json --plot benchmarks/step.svg
 
 sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behaviour sanitizers

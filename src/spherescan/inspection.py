@@ -14,6 +14,7 @@ from spherescan.data import SERIES_READERS, locate, open_shards, read_series
 from spherescan.errors import DataError
 from spherescan.ops import native, reference, selective_scan
 from spherescan.ops.form import ENVIRONMENT_VARIABLE, selected_form
+from spherescan.ops.linear import onednn_is_faster
 from spherescan.runs import RunStore, inspect_checkpoint
 
 # Of the self-check: float32 against float64 over a few dozen steps.
@@ -68,6 +69,7 @@ def diagnose() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "ops": _form(),
         "simd": _simd(),
+        "float32 products": _products(),
         "scan of 2 x 64 positions": f"{seconds * 1e3:.1f} ms",
         "scan error": f"{error:.1e} (float32 against float64, relative)",
         "self-check": "passed" if error < _TOLERANCE else "FAILED",
@@ -90,6 +92,12 @@ def _simd() -> str:
     best = native.SIMD_LEVELS[native.best_simd()]
     why = f"{native.SIMD_VARIABLE}={forced}; this machine has {best}" if forced else "the best here"
     return f"{native.SIMD_LEVELS[native.simd()]} ({why})"
+
+
+def _products() -> str:
+    if onednn_is_faster():
+        return "oneDNN (faster than MKL on this processor)"
+    return "as torch chooses"
 
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:

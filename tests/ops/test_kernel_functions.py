@@ -13,14 +13,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 LEVELS = range(0 if native.unavailable() else native.best_simd() + 1)
-EXP2, SIGMOID, SOFTPLUS = range(3)
+EXP2, SIGMOID, SOFTPLUS, SOFTPLUS_OF_PAIR, SLOPE_OF_PAIR = range(5)
 EXACT = {
     EXP2: torch.exp2,
     SIGMOID: torch.sigmoid,
     SOFTPLUS: lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())),
 }
-FLOAT32_BOUNDS = {EXP2: 2.5e-7, SIGMOID: 6e-7, SOFTPLUS: 6e-7}
-FLOAT64_BOUNDS = {EXP2: 5e-16, SIGMOID: 1e-15, SOFTPLUS: 1e-15}
+EXACT |= {SOFTPLUS_OF_PAIR: EXACT[SOFTPLUS], SLOPE_OF_PAIR: EXACT[SIGMOID]}
+FLOAT32_BOUNDS = dict.fromkeys(EXACT, 6e-7) | {EXP2: 2.5e-7}
+FLOAT64_BOUNDS = dict.fromkeys(EXACT, 1e-15) | {EXP2: 5e-16}
 # Four times the smallest normal number; what is smaller may be flushed.
 SMALLEST = {torch.float32: 2.0**-124, torch.float64: 2.0**-1020}
 
@@ -66,7 +67,7 @@ def test_float64_stays_within_its_bound(function, generator):
         EXP2: lambda v: mpmath.power(2, v),
         SIGMOID: lambda v: 1 / (1 + mpmath.exp(-v)),
         SOFTPLUS: lambda v: mpmath.log1p(mpmath.exp(v)),
-    }[function]
+    }[{SOFTPLUS_OF_PAIR: SOFTPLUS, SLOPE_OF_PAIR: SIGMOID}.get(function, function)]
     expected = [exact(mpmath.mpf(v)) for v in x.tolist()]
     for level in LEVELS:
         with native.forced_simd(level):
@@ -85,10 +86,12 @@ def test_limits_and_nan(level, dtype):
     payload = torch.tensor([0x7FF00000000007A2], dtype=torch.int64).view(torch.float64)
     with native.forced_simd(level):
         assert native.apply(EXP2, x)[:6].tolist() == [0, 0, 1, 1, inf, inf]
-        assert native.apply(SIGMOID, x)[:6].tolist() == [0, 0, 0.5, 0.5, 1, 1]
-        softplus = native.apply(SOFTPLUS, x)
-        assert torch.equal(softplus[[0, 1, 5]], torch.tensor([0, 0, inf], dtype=dtype))
-        torch.testing.assert_close(softplus[2:5], functional.softplus(x[2:5]))
+        for sigmoid in (SIGMOID, SLOPE_OF_PAIR):
+            assert native.apply(sigmoid, x)[:6].tolist() == [0, 0, 0.5, 0.5, 1, 1]
+        for function in (SOFTPLUS, SOFTPLUS_OF_PAIR):
+            softplus = native.apply(function, x)
+            assert torch.equal(softplus[[0, 1, 5]], torch.tensor([0, 0, inf], dtype=dtype))
+            torch.testing.assert_close(softplus[2:5], functional.softplus(x[2:5]))
         for function in EXACT:
             assert native.apply(function, x)[6].isnan()
             assert native.apply(function, payload).isnan().all()

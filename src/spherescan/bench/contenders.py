@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spherescan.nn import Block, Mamba
 from spherescan.ops.form import ENVIRONMENT_VARIABLE
+from spherescan.ops.linear import input_gradient, product, weight_gradient
 
 D_MODEL, D_STATE, D_CONV, EXPAND = 512, 16, 4, 2
 DT_RANK = D_MODEL // 16
@@ -163,7 +164,7 @@ def train_step(
 
 
 def matrix_products(tokens: int, n_layers: int, dtype: torch.dtype) -> Callable[[], None]:
-    """Return the matrix products of a training step and nothing else."""
+    """Return the matrix products of our training step, as it makes them, and nothing else."""
 
     def new(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype)
@@ -178,6 +179,6 @@ def matrix_products(tokens: int, n_layers: int, dtype: torch.dtype) -> Callable[
     def multiply() -> None:
         for _ in range(n_layers):
             for x, weight, y_grad in layers:
-                _ = x @ weight.t(), y_grad @ weight, y_grad.t() @ x
+                _ = product(x, weight), input_gradient(y_grad, weight), weight_gradient(y_grad, x)
 
     return multiply

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.losses.classes import check_target, cross_entropy
+from spherescan.ops import linear
 
 
 def prototype_cosine_loss(
@@ -65,9 +66,7 @@ def prototype_softmax_loss(
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
     check_target(target, prototypes.shape[0], of="prototypes")
-    cosines = functional.linear(
-        functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1)
-    )
+    cosines = linear(functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1))
     if margin:
         cosines = cosines - margin * functional.one_hot(target.long(), prototypes.shape[0])
     return cross_entropy(scale * cosines, target)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from spherescan.nn.init import linear
+from spherescan.nn.init import linear_layer
 
 
 class SeriesEmbedding(nn.Module):
@@ -32,7 +32,7 @@ class SeriesEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(n_channels))
         self.register_buffer("std", torch.ones(n_channels))
-        self.linear = linear(n_channels, d_model, bias=True, generator=generator)
+        self.linear = linear_layer(n_channels, d_model, bias=True, generator=generator)
 
     def set_statistics(self, mean: Float[Tensor, " c"], std: Float[Tensor, " c"]) -> None:
         """Set what is subtracted and divided by.

@@ -13,7 +13,7 @@ def uniform_(tensor: Tensor, bound: float, generator: Generator | None) -> None:
         tensor.uniform_(-bound, bound, generator=generator)
 
 
-def linear(
+def linear_layer(
     n_in: int, n_out: int, *, bias: bool = False, generator: Generator | None = None
 ) -> nn.Linear:
     """Make a linear layer drawn as torch does, U(+-1/sqrt(n_in)); the bias starts at 0."""

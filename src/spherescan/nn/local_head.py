@@ -6,7 +6,7 @@ Letters: b batch, l length, m model width, o outputs.
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from spherescan.nn.init import linear
+from spherescan.nn.init import linear_layer
 from spherescan.nn.norm import ResidualNorm
 from spherescan.nn.pooling import Pooling
 
@@ -39,7 +39,7 @@ class LocalHead(nn.Module):
             else None
         )
         width = d_model if self.pool is None else self.pool.dim
-        self.projection = linear(width, n_outputs, generator=generator)
+        self.projection = linear_layer(width, n_outputs, generator=generator)
 
     def forward(
         self, x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"] | None = None

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from spherescan.nn.init import depthwise_conv1d, linear, uniform_
-from spherescan.ops import causal_conv1d_step, mamba_inner, selective_scan_step
+from spherescan.nn.init import depthwise_conv1d, linear_layer, uniform_
+from spherescan.ops import causal_conv1d_step, linear, mamba_inner, selective_scan_step
 
 # The range of step sizes at the start: with A from -1 to -16 states then forget within a token
 # to about a thousand tokens.
@@ -85,18 +85,20 @@ class Mamba(nn.Module):
         self.gated = gate
         d_in = self.d_inner * (2 if gate else 1)
         self.in_proj = (
-            linear(d_model, d_in, generator=generator) if gate or expand > 1 else nn.Identity()
+            linear_layer(d_model, d_in, generator=generator)
+            if gate or expand > 1
+            else nn.Identity()
         )
         self.conv1d = depthwise_conv1d(self.d_inner, d_conv, generator=generator)
-        self.x_proj = linear(self.d_inner, rank + 2 * d_state, generator=generator)
-        self.dt_proj = linear(rank, self.d_inner, bias=True, generator=generator)
+        self.x_proj = linear_layer(self.d_inner, rank + 2 * d_state, generator=generator)
+        self.dt_proj = linear_layer(rank, self.d_inner, bias=True, generator=generator)
         uniform_(self.dt_proj.weight, rank**-0.5, generator)
         with torch.no_grad():
             self.dt_proj.bias.copy_(_inverse_softplus(_initial_delta(self.d_inner, generator)))
         n = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_log = nn.Parameter(torch.log(n).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = linear(self.d_inner, d_model, generator=generator)
+        self.out_proj = linear_layer(self.d_inner, d_model, generator=generator)
 
     def forward(
         self,
@@ -116,7 +118,7 @@ class Mamba(nn.Module):
             The output, and the state after the last position.
         """
         y, conv_state, ssm_state = mamba_inner(
-            self.in_proj(x),
+            self._projected(x),
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             self.x_proj.weight,
@@ -128,7 +130,7 @@ class Mamba(nn.Module):
             ssm_state=None if state is None else state.ssm,
             reset=reset,
         )
-        return self.out_proj(y), MambaState(conv_state, ssm_state)
+        return linear(y, self.out_proj.weight), MambaState(conv_state, ssm_state)
 
     def step(
         self, x: Float[Tensor, "b m"], state: MambaState
@@ -166,6 +168,9 @@ class Mamba(nn.Module):
                 dtype=torch.promote_types(weight.dtype, torch.float32),
             ),
         )
+
+    def _projected(self, x: Tensor) -> Tensor:
+        return x if isinstance(self.in_proj, nn.Identity) else linear(x, self.in_proj.weight)
 
     def _branches(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         projected = self.in_proj(x)

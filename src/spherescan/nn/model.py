@@ -16,7 +16,7 @@ from torch.nn.utils import skip_init
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.dropout import dropped
 from spherescan.nn.embedding import SeriesEmbedding
-from spherescan.nn.init import linear
+from spherescan.nn.init import linear_layer
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba
 from spherescan.nn.norm import ResidualNorm
@@ -138,7 +138,9 @@ class SequenceModel(nn.Module):
         )
         width = d_model if self.pool is None else self.pool.dim
         self.projection = (
-            nn.Identity() if crate else linear(width, head.weight.shape[1], generator=generator)
+            nn.Identity()
+            if crate
+            else linear_layer(width, head.weight.shape[1], generator=generator)
         )
         self.local_heads = nn.ModuleDict()
         for index in local_heads:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from spherescan.nn.init import linear
+from spherescan.nn.init import linear_layer
 
 
 def last_pool(x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b m"]:
@@ -53,7 +53,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, d_model: int, *, n_heads: int, generator: Generator | None = None) -> None:
         super().__init__()
-        self.query = linear(d_model, n_heads, generator=generator)
+        self.query = linear_layer(d_model, n_heads, generator=generator)
         nn.init.zeros_(self.query.weight)
 
     def forward(self, x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b p"]:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from spherescan.nn.placement import separated_prototypes
+from spherescan.ops import linear
 
 INITS = ("separated", "random", "rust_trainer")
 
@@ -75,4 +76,4 @@ class PrototypeHead(nn.Module):
 
     def forward(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
         """Return the cosine of every feature vector with every prototype."""
-        return functional.linear(functional.normalize(z, dim=-1), self.prototypes)
+        return linear(functional.normalize(z, dim=-1), self.prototypes)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from spherescan.ops import native
 from spherescan.ops.causal_conv1d import causal_conv1d, conv_tail
 from spherescan.ops.form import form_for, records_gradient
+from spherescan.ops.linear import add_input_gradient, input_gradient, product, weight_gradient
 from spherescan.ops.native_conv import ConvInputs, conv_backward, conv_forward
 from spherescan.ops.native_scan import ScanInputs, scan_backward, scan_forward
 from spherescan.ops.selective_scan import expect, selective_scan
@@ -231,8 +232,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, keep = _Inputs(*arguments[:_N_INPUTS]), arguments[_N_INPUTS]
     dtype = inputs.projected.dtype
     u = conv_forward(inputs.conv())
-    selected = functional.linear(u, inputs.x_proj.to(dtype))
-    delta = functional.linear(selected[..., : inputs.dt_proj.shape[1]], inputs.dt_proj.to(dtype))
+    selected = product(u, inputs.x_proj.to(dtype))
+    delta = product(selected[..., : inputs.dt_proj.shape[1]], inputs.dt_proj.to(dtype))
     y, state, checkpoints = scan_forward(inputs.scan(u, delta, selected), keep=keep)
     if not keep:
         u, delta, selected = (u.new_empty(0) for _ in range(3))
@@ -258,11 +259,13 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     )
     delta_grad, u_grad = scanned.delta.view(-1, d_inner), scanned.u.view(-1, d_inner)
     rows, rows_grad = selected.view(-1, rank + 2 * n), selected_grad.view(-1, rank + 2 * n)
-    torch.mm(delta_grad, inputs.dt_proj.to(dtype), out=rows_grad[:, :rank])
-    dt_proj_grad = delta_grad.t() @ rows[:, :rank]
-    torch.addmm(u_grad, rows_grad, inputs.x_proj.to(dtype), out=u_grad)
-    x_proj_grad = rows_grad.t() @ u.view(-1, d_inner)
-    convolved = conv_backward(inputs.conv(), scanned.u, x_grad=projected_grad[..., :d_inner])
+    rows_grad[:, :rank] = input_gradient(delta_grad, inputs.dt_proj.to(dtype))
+    dt_proj_grad = weight_gradient(delta_grad, rows[:, :rank])
+    u_grad = add_input_gradient(u_grad, rows_grad, inputs.x_proj.to(dtype))
+    x_proj_grad = weight_gradient(rows_grad, u.view(-1, d_inner))
+    convolved = conv_backward(
+        inputs.conv(), u_grad.view_as(u), x_grad=projected_grad[..., :d_inner]
+    )
     return (
         projected_grad,
         convolved.weight,

@@ -187,6 +187,12 @@ def best_simd() -> int:
     return int(_library().spherescan_best_simd())
 
 
+@cache
+def processor_is_amd() -> bool:
+    """Return whether AMD made the processor."""
+    return bool(_library().spherescan_processor_is_amd())
+
+
 @contextmanager
 def forced_simd(level: int) -> Iterator[None]:
     """Use one SIMD level within the block."""
@@ -326,7 +332,9 @@ def contiguous_rows(tensor: Tensor) -> Tensor:
 
 
 def apply(function: int, values: Tensor) -> Tensor:
-    """Apply exp2 (0), sigmoid (1) or softplus (2) of kernels/exp.h to every element.
+    """Apply a function of kernels/exp.h to every element.
+
+    exp2 (0), sigmoid (1), softplus (2), and softplus (3) and its slope (4) from one division.
 
     Raises:
         TypeError: Neither float32 nor float64.

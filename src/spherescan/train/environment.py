@@ -12,6 +12,7 @@ from spherescan.data.order import derived_seed
 from spherescan.errors import CheckpointError
 from spherescan.ops import native
 from spherescan.ops.form import selected_form
+from spherescan.ops.linear import onednn_is_faster
 
 # The generators of the process, which nothing here draws from; code of the user may.
 GENERATORS = ("numpy", "python", "torch")
@@ -26,6 +27,7 @@ def environment() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "ops": form,
+        "products": "onednn" if onednn_is_faster() else "torch",
         "simd": native.SIMD_LEVELS[native.simd()] if form == "native" else "none",
     }
 

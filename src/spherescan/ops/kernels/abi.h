@@ -104,6 +104,7 @@ void spherescan_multiply_add(std::int32_t simd, const float* factors, float* sum
 // The highest SIMD level this machine runs, of: 0 baseline, 1 256-bit, 2 512-bit.
 std::int32_t spherescan_best_simd();
 // Whether the kernels were built with OpenMP; without it they run on the calling thread.
+std::int32_t spherescan_processor_is_amd();
 std::int32_t spherescan_has_threads();
 // SPHERESCAN_CHUNK, for those who do not read this file.
 std::int32_t spherescan_chunk();

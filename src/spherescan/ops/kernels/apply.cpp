@@ -14,8 +14,12 @@ Vector<T> evaluate(std::int32_t function, Vector<T> x) {
             return exp2(x);
         case 1:
             return sigmoid<T>(x);
-        default:
+        case 2:
             return softplus<T>(x);
+        case 3:
+            return softplus_with_slope<T>(x).value;
+        default:
+            return softplus_with_slope<T>(x).slope;
     }
 }
 

@@ -100,6 +100,15 @@ std::int32_t spherescan_best_simd() {
     return 0;
 }
 
+std::int32_t spherescan_processor_is_amd() {
+#if defined(SPHERESCAN_X86)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+
 std::int32_t spherescan_has_threads() {
 #if defined(SPHERESCAN_OPENMP)
     return 1;

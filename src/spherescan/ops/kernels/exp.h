@@ -33,6 +33,7 @@ struct Polynomials<float> {
     static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
     static constexpr int kMantissaBits = 23;
     static constexpr float kLowest = -126.0f, kHighest = 128.0f;
+    static constexpr float kFarBelow = -200.0f;  // e^x is zero there
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;  // n kLn2High is exact
 };
 
@@ -105,7 +106,7 @@ SPHERESCAN_INLINE Vector<float> exp2(Vector<float> x) { return exp2_portable<flo
 
 // e^x for x that is not positive.
 template <class T>
-SPHERESCAN_INLINE Vector<T> exp_of_negative(Vector<T> x) {
+SPHERESCAN_INLINE Vector<T> exp_of_negative_portable(Vector<T> x) {
     using P = Polynomials<T>;
     const Vector<T> power = x * T(kLog2E);
     const Vector<T> clamped = power < P::kLowest ? splat<T>(P::kLowest) : power;
@@ -115,10 +116,26 @@ SPHERESCAN_INLINE Vector<T> exp_of_negative(Vector<T> x) {
     return x != x ? x : flushed;
 }
 
+SPHERESCAN_INLINE Vector<double> exp_of_negative(Vector<double> x) { return exp_of_negative_portable<double>(x); }
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// The instruction that scales flushes what is too small. The maximum keeps infinity away from the subtractions and, with
+// its operands in this order, lets NaN through.
+SPHERESCAN_INLINE Vector<float> exp_of_negative(Vector<float> x) {
+    using P = Polynomials<float>;
+    const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(P::kFarBelow), (__m512)x);
+    const Vector<float> n = (Vector<float>)_mm512_roundscale_ps(_mm512_mul_ps(clamped, _mm512_set1_ps(float(kLog2E))), 0);
+    const Vector<float> rest = ((Vector<float>)clamped - n * P::kLn2High) - n * P::kLn2Low;
+    return (Vector<float>)_mm512_scalef_ps((__m512)horner<float>(P::kExp2, rest * float(kLog2E)), (__m512)n);
+}
+#else
+SPHERESCAN_INLINE Vector<float> exp_of_negative(Vector<float> x) { return exp_of_negative_portable<float>(x); }
+#endif
+
 // 1 / (1 + exp(-x)), from exp of a number that is never positive.
 template <class T>
 SPHERESCAN_INLINE Vector<T> sigmoid(Vector<T> x) {
-    const Vector<T> tail = exp_of_negative<T>(-magnitude(x));
+    const Vector<T> tail = exp_of_negative(-magnitude(x));
     const Vector<T> numerator = x < T(0) ? tail : splat<T>(T(1));
     return numerator / (T(1) + tail);
 }
@@ -126,10 +143,25 @@ SPHERESCAN_INLINE Vector<T> sigmoid(Vector<T> x) {
 // log(1 + exp(x)); its derivative is sigmoid(x).
 template <class T>
 SPHERESCAN_INLINE Vector<T> softplus(Vector<T> x) {
-    const Vector<T> tail = exp_of_negative<T>(-magnitude(x));
+    const Vector<T> tail = exp_of_negative(-magnitude(x));
     const Vector<T> s = tail / (T(2) + tail);
     const Vector<T> log1p = s * horner<T>(Polynomials<T>::kLog1p, s * s);
     return (x < T(0) ? splat<T>(T(0)) : x) + log1p;
+}
+
+// softplus(x) and its derivative, from one exponential and one division.
+template <class T>
+struct Softplus {
+    Vector<T> value, slope;
+};
+
+template <class T>
+SPHERESCAN_INLINE Softplus<T> softplus_with_slope(Vector<T> x) {
+    const Vector<T> tail = exp_of_negative(-magnitude(x));
+    const Vector<T> one = T(1) + tail, two = T(2) + tail, inverse = T(1) / (one * two);
+    const Vector<T> s = tail * one * inverse;
+    const Vector<T> log1p = s * horner<T>(Polynomials<T>::kLog1p, s * s);
+    return {(x < T(0) ? splat<T>(T(0)) : x) + log1p, (x < T(0) ? tail : splat<T>(T(1))) * two * inverse};
 }
 
 template <class T>

@@ -95,7 +95,7 @@ SPHERESCAN_INLINE Mask<T> read_keep(const Rows<const unsigned char>& reset, cons
 
 // Rows that will be needed soon, fetched one position at a time while something else is computed: they are pages apart,
 // which the hardware does not foresee. Without rows it fetches harmlessly what is there anyway.
-template <int Tensors>
+template <int Tensors, bool Written = false>
 class Ahead {
   public:
     explicit Ahead(const void* harmless) {
@@ -114,7 +114,7 @@ class Ahead {
 
     void fetch(int position) const {
 #pragma GCC unroll 8
-        for (int i = 0; i < Tensors; ++i) __builtin_prefetch(from_[i] + position * stride_[i], 0, 3);
+        for (int i = 0; i < Tensors; ++i) __builtin_prefetch(from_[i] + position * stride_[i], Written, 3);
     }
 
   private:

@@ -70,7 +70,7 @@ void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index fi
 
 template <class T, int States, bool Packed, bool Resets>
 void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index first_state, const Prepared<T>& block,
-                   const TileMemory<T>& memory, const Ahead<3>& ahead) {
+                   const TileMemory<T>& memory, const Ahead<3, true>& ahead) {
     constexpr int W = kWidth<T>;
     Vector<T> dh[States], dA[States];
 #pragma GCC unroll 16
@@ -244,8 +244,9 @@ class Backward {
     void prepare_one(const Block<T>& block, Index position, Vector<T> bias, Vector<T> D, const Prepared<T>& to) const {
         const Vector<T> raw = read_row<T>(delta_, block, position) + bias;
         const Vector<T> u = read_row<T>(u_, block, position), grad = read_row<T>(y_grad_, block, position);
-        store<T>(to.delta, scan_.delta_softplus ? softplus<T>(raw) : raw);
-        if (scan_.delta_softplus) store<T>(to.sigmoid, sigmoid<T>(raw));
+        const Softplus<T> step = scan_.delta_softplus ? softplus_with_slope<T>(raw) : Softplus<T>{raw, splat<T>(T(1))};
+        store<T>(to.delta, step.value);
+        store<T>(to.sigmoid, step.slope);
         store<T>(to.u, u);
         store<T>(to.input_grad, splat<T>(T(0)));
         store<T>(to.decay_grad, splat<T>(T(0)));
@@ -310,8 +311,8 @@ class Backward {
     }
 
     // The rows that this chunk is about to write.
-    Ahead<3> next_outputs(const Place& place, int k, Index first_state, const Memory& memory) const {
-        Ahead<3> ahead(memory.A);
+    Ahead<3, true> next_outputs(const Place& place, int k, Index first_state, const Memory& memory) const {
+        Ahead<3, true> ahead(memory.A);
         const Block<T>& block = place.blocks[k];
         if (!block.whole || first_state > 0) return ahead;
         const Index batch = block.batch[0], channel = block.channel[0];
@@ -380,8 +381,7 @@ class Backward {
         const Vector<T> delta = load(from.delta), u = load(from.u), g = load(from.y_grad);
         const Vector<T> input_grad = load(from.input_grad);
         write_row<T>(u_grad_, block, position, input_grad * delta + g * D);
-        Vector<T> delta_grad = input_grad * u + load(from.decay_grad) * T(kLn2);
-        if (scan_.delta_softplus) delta_grad = delta_grad * load(from.sigmoid);
+        const Vector<T> delta_grad = (input_grad * u + load(from.decay_grad) * T(kLn2)) * load(from.sigmoid);
         write_row<T>(delta_grad_, block, position, delta_grad);
         if (!gate_.missing()) write_row<T>(gate_grad_, block, position, load(from.gate_factor) * load(from.y));
         dD = g * u + dD;
