@@ -426,6 +426,8 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{path}: {error}"
     if not hasattr(library, "spherescan_sizes"):
         return None, f"{path} is not a library of spherescan"
+    if not hasattr(library, "spherescan_processor_is_amd"):
+        return None, f"{path} belongs to an older version of spherescan; install again"
     sizes = (c_int64 * len(_STRUCTURES))()
     library.spherescan_sizes(sizes)
     if list(sizes) != [ctypes.sizeof(structure) for structure in _STRUCTURES]:
