@@ -9,6 +9,7 @@ more than three epochs, prefetched by two workers; the native kernels.
 import hashlib
 import json
 import multiprocessing
+import time
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -108,11 +109,14 @@ def small_configuration(data: Path, run: Path, steps: int, seed: int) -> RunConf
     return load_config(None, settings)
 
 
-def share_workers() -> bool:
+def share_workers(*, patience: float = 0.0) -> bool:
     """Start what starts data workers, once for this process and all that are forked from it.
 
     Python would look in each child whether it is still alive, and can tell its parent only. It
     ends when a child is killed while it asks for a worker, and is then started again by this.
+
+    Args:
+        patience: Seconds to wait for its end: it refuses to work some time before.
 
     Returns:
         Whether it had to be started.
@@ -120,7 +124,12 @@ def share_workers() -> bool:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spherescan.data"])
     before = forkserver._forkserver._forkserver_pid
-    forkserver.ensure_running()
+    until = time.monotonic() + patience
+    while True:
+        forkserver.ensure_running()
+        if forkserver._forkserver._forkserver_pid != before or time.monotonic() >= until:
+            break
+        time.sleep(0.02)
     forkserver._forkserver.ensure_running = lambda: None
     return forkserver._forkserver._forkserver_pid != before
 

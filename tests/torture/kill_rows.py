@@ -60,7 +60,7 @@ def _until_done(
         try:
             ended = in_child(work, send=((after, signal.SIGKILL),))
         except AssertionError:
-            if workers and everything.share_workers():
+            if workers and everything.share_workers(patience=10.0):
                 continue
             raise
         if ended.finished:
