@@ -1,8 +1,13 @@
 """Every unit test runs on one thread: on a busy machine more of them cost more than they bring."""
 
+import shutil
+import sys
+
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.torture.faults import preloaded_environment
 
 settings.register_profile("spherescan", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("spherescan")
@@ -19,6 +24,14 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPHERESCAN_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True)))
         yield
+
+
+@pytest.fixture(scope="session")
+def preload(tmp_path_factory):
+    """The environment of a process under `torture/faults.c`."""
+    if not sys.platform.startswith("linux") or shutil.which("cc") is None:
+        pytest.skip("needs Linux and a C compiler")
+    return preloaded_environment(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from spherescan.errors import ConfigError, RunDirectoryError, StorageError
 
-# What a path itself is wrong about, as against what the system refuses.
-_WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+# What a path itself is wrong about, as against what the system refuses. EEXIST is what making a
+# folder says of a link that leads nowhere.
+_WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EEXIST}
 
 
 class Folder:

@@ -69,6 +69,8 @@ class RunStore:
         self._events: EventLog | None = None
         # Steps whose checkpoint this process has written or read whole.
         self._verified: set[int] = set()
+        # Folders that were not there before `create`, the run's own first.
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, path: Path, *, required_lock: bool = True) -> "RunStore":
@@ -81,15 +83,29 @@ class RunStore:
             LockedError: Another process is beginning a run there.
             RunDirectoryError: The folder holds something already, or cannot be made.
         """
+        made: list[Path] = []
         try:
-            existing = next(parent for parent in path.absolute().parents if parent.is_dir())
+            return cls._create(path, made, required_lock=required_lock)
+        except BaseException:
+            _remove_empty(made)
+            raise
+
+    @classmethod
+    def _create(cls, path: Path, made: list[Path], *, required_lock: bool) -> "RunStore":
+        """Do what `create` says; `made` receives the folders that were not there before."""
+        try:
+            whole = path.absolute()
+            existing = next(parent for parent in whole.parents if parent.is_dir())
+            if not path.exists():
+                made += [whole, *(p for p in whole.parents if p.is_relative_to(existing))]
+                made.remove(existing)
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             run = Folder(path)
-            _sync_up(path.absolute(), existing)
+            _sync_up(whole, existing)
         except SpherescanError:
             raise
         except (OSError, ValueError) as error:  # a ValueError is a NUL in the path
-            if isinstance(error, FileExistsError):
+            if isinstance(error, FileExistsError) and not path.is_symlink():
                 raise RunDirectoryError(f"{path}: is a file; choose another run.dir") from None
             raise refusal(path, error) from error
         try:
@@ -99,11 +115,17 @@ class RunStore:
             lock.sign()
             if run.holds("ckpt"):
                 _remove_unfinished(run)
-            store = cls(run, run.make("ckpt"), secrets.token_hex(8))
+            try:
+                store = cls(run, run.make("ckpt"), secrets.token_hex(8))
+            except OSError:
+                _remove_start(run)
+                lock.close()
+                raise
         except OSError as error:
             if isinstance(error, SpherescanError):
                 raise
             raise RunDirectoryError(f"{path}: cannot be made: {error.strerror}") from error
+        store._made = made
         store._begin_writing(lock)
         return store
 
@@ -186,12 +208,8 @@ class RunStore:
         What the disk does not let go of stays: either still a run, or what the next start removes.
         """
         self.close()
-        with suppress(OSError):
-            self._run.remove("run.json", missing_ok=True)
-            self._run.sync()
-            _remove_unfinished(self._run)
-            self._run.remove("run.lock", missing_ok=True)
-            self.path.rmdir()
+        _remove_start(self._run)
+        _remove_empty(self._made or [self.path])
 
     @property
     def metrics_path(self) -> Path:
@@ -506,6 +524,22 @@ def _expect_unused(run: Folder) -> None:
                 f"{run.path}: holds checkpoints of a run but no run.json; restore that file, or "
                 f"{way_out}"
             )
+
+
+def _remove_start(run: Folder) -> None:
+    """Remove what a start of ours has written, as far as the disk lets go of it."""
+    with suppress(OSError):
+        run.remove("run.json", missing_ok=True)
+        run.sync()
+        _remove_unfinished(run)
+        run.remove("run.lock", missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are there and empty, each after those in it."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _remove_unfinished(run: Folder) -> None:

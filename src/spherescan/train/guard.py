@@ -57,12 +57,12 @@ class Guard:
                 f"{MAX_SKIPS_IN_A_ROW} and {allowed} may be; lower optim.lr or look at the data"
             )
 
-    def rolled_back(self, before: "Guard", place: dict[str, int], *, reason: str) -> None:
+    def rolled_back(self, before: "Guard", place: dict[str, int] | None, *, reason: str) -> None:
         """Take over from the guard that met the trouble, on a state from before it.
 
         Args:
             before: That guard.
-            place: Where the batch is.
+            place: Where the batch is; None when no batch is known to be at fault.
             reason: What was not finite.
 
         Raises:
@@ -75,4 +75,6 @@ class Guard:
             )
         self.rollbacks = before.rollbacks + 1
         self.lr_scale = before.lr_scale * ROLLBACK_SCALE
-        self.left_out = [*before.left_out, [place["epoch"], place["position"]]]
+        self.left_out = [*before.left_out]
+        if place is not None:
+            self.left_out.append([place["epoch"], place["position"]])

@@ -186,8 +186,19 @@ class Trainer:
 
         Raises:
             NonFiniteError: A weight or moment is not finite.
-            StorageError: The disk refused.
+            StorageError: The disk refused, or there is too little memory.
         """
+        try:
+            self._save()
+        except (MemoryError, RuntimeError) as error:
+            if not _tells_lack_of_memory(error):
+                raise
+            raise StorageError(
+                f"{self.store.checkpoint_path(self.counters.step)} was not written (too little "
+                "memory); make room and save again"
+            ) from error
+
+    def _save(self) -> None:
         began = time.monotonic()
         tensors = self._tensors()
         self._expect_finite(tensors)
@@ -208,6 +219,13 @@ class Trainer:
         """Save; when the disk is full, go on and hope for the next time."""
         try:
             self.save()
+        except NonFiniteError as error:
+            # Found only now: the step that brought it had a finite loss and finite gradients.
+            step, policy = self.counters.step, self.config.run.on_non_finite
+            self.store.event("nonfinite", step=step, policy=policy, reason=str(error))
+            if policy != "rollback":
+                raise
+            self._roll_back(None, str(error))
         except StorageError as error:
             self._failed_saves += 1
             # A best step is one that can be loaded: until another save it is the one before.
@@ -381,8 +399,8 @@ class Trainer:
         self._roll_back(place, reason)
         return False
 
-    def _roll_back(self, place: dict[str, int], reason: str) -> None:
-        """Go back to the newest checkpoint, and leave the batch out that came to grief."""
+    def _roll_back(self, place: dict[str, int] | None, reason: str) -> None:
+        """Go back to the newest checkpoint, and leave the batch out that came to grief, if any."""
         met = self.guard
         checkpoint = self.store.load()
         if len(self.model.layers) != self.config.n_layers_at(checkpoint.state["step"]):
@@ -516,7 +534,8 @@ class Trainer:
         # What has just grown is saved, so that a run never has to go back to a smaller model.
         grown = self.config.grow.layers is not None and step == self.config.grow.at_step
         due = step % self.config.checkpoint.every == 0 or step == self.counters.best_step
-        if grown or due:
+        # The last step is saved here and not only when leaving, so that a rollback can go on.
+        if last or grown or due:
             self._save_or_wait()
 
     def _out_of_patience(self) -> bool:
@@ -529,10 +548,17 @@ class Trainer:
     def _validate(self, report: Reporter) -> None:
         counters = self.counters
         result = self.evaluate(self.problem.validation())
-        best = self._is_best(result)
-        lower = counters.lowest_loss is None or result.loss < counters.lowest_loss
-        higher = self._scores_best and (
-            counters.highest_score is None or result.score > counters.highest_score
+        finite = math.isfinite(result.loss) and math.isfinite(result.score)
+        if not finite:
+            self.store.event(
+                "nonfinite", step=counters.step, reason=f"validation loss {result.loss}"
+            )
+        best = finite and self._is_best(result)
+        lower = finite and (counters.lowest_loss is None or result.loss < counters.lowest_loss)
+        higher = (
+            finite
+            and self._scores_best
+            and (counters.highest_score is None or result.score > counters.highest_score)
         )
         counters.since_improvement = 0 if lower or higher else counters.since_improvement + 1
         if lower:
@@ -555,12 +581,12 @@ class Trainer:
         report.validated(counters.step, result, best=best)
 
     def _is_best(self, result: Evaluation) -> bool:
-        """Compare with the best so far; a loss that is NaN is never best."""
+        """Compare with the best so far; what is not finite is never best."""
         counters = self.counters
         if counters.best_score is None or counters.best_loss is None:
-            return math.isfinite(result.loss)
+            return True
         if self._scores_best:
-            return math.isfinite(result.loss) and result.score >= counters.best_score
+            return result.score >= counters.best_score
         return result.loss < counters.best_loss
 
     @property
@@ -600,6 +626,11 @@ class Trainer:
             "fingerprint": self.problem.fingerprint,
             "metrics": dataclasses.asdict(self._metrics.sync()),
         }
+
+
+def _tells_lack_of_memory(error: Exception) -> bool:
+    """Return whether an error is the one that Python, or torch in its own words, has for it."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _form_of(tensor: Tensor | None) -> str:
