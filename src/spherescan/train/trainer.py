@@ -386,7 +386,7 @@ class Trainer:
             "grad_norms": norms,
         }
         file = self.store.dump(f"nonfinite-step-{step}.json", report)
-        self.store.event("nonfinite", step=step, policy=policy, file=file)
+        self.store.event("nonfinite", step=step, policy=policy, file=file, reason=reason)
         if policy == "fail":
             raise NonFiniteError(
                 f"{reason}; {file} has the norms of all gradients; lower optim.lr, or go on with "
