@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +141,46 @@ class TestStorage:
             log.append(record(1))
             again = log.sync()
         assert again == write(path.with_name("whole"), range(2))
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+    def test_lines_wait_in_memory_for_room_but_not_for_ever(self, path, monkeypatch, code):
+        now = 0.0
+        monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now))
+
+        def refuse(*args):
+            raise OSError(code, os.strerror(code))
+
+        with opened(path, patience=180.0) as log:
+            log.append(record(0))
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", refuse)
+                for step in (1, 2, 3, 4):
+                    log.append(record(step))
+                    now += 50.0
+                assert len(read_metrics(path)) == 1
+            now = 179.0
+            log.append(record(5))
+            assert len(read_metrics(path)) == 6
+            # The disk is full again: another 180 seconds begin.
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", refuse)
+                log.append(record(6))
+                now += 180.0
+                with pytest.raises(StorageError, match=os.strerror(code)):
+                    log.append(record(7))
+        write(path.with_name("whole"), range(6))
+        assert path.read_bytes() == path.with_name("whole").read_bytes()
+
+    def test_no_more_than_a_mebibyte_waits(self, path, monkeypatch):
+        def refuse(*args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", refuse)
+        with opened(path, patience=180.0) as log:
+            log.append({"text": "x" * 600_000})
+            with pytest.raises(StorageError, match="No space left"):
+                log.append({"text": "x" * 600_000})
+        assert read_metrics(path) == []
 
     def test_a_line_that_cannot_be_dropped_blocks_the_log_until_it_can(self, path, monkeypatch):
         real = os.write

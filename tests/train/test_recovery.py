@@ -1,7 +1,6 @@
 """What a run survives, and what it refuses, each as its user meets it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,13 @@ from spherescan.config import load_config
 from spherescan.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     NonFiniteError,
     RunDirectoryError,
     StorageError,
 )
 from spherescan.inference import Predictor
 from spherescan.runs import inspect_checkpoint, read_checkpoint, read_metrics
-from spherescan.train import ResumeOptions, Trainer, fork, resume, start, verify
+from spherescan.train import ResumeOptions, Trainer, resume, start, verify
 from tests.train.test_training import TINY, contents, events_of, trainer_for, write_series
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -59,65 +57,6 @@ def nan_at(monkeypatch, *steps: int) -> list[int]:
 
 
 class TestSituations:
-    def test_an_older_schema_is_read_and_goes_on(self, tmp_path):
-        for golden in sorted(GOLDEN.iterdir()):
-            shutil.copytree(golden, tmp_path / golden.name)
-            before = read_checkpoint(golden / "ckpt" / f"step-{6:012d}.safetensors")
-            assert before.schema == int(golden.name.removeprefix("schema-"))
-            trainer = resume(tmp_path / golden.name, {"run.steps": 7})
-            for name, tensor in before.below("model/").items():
-                assert torch.equal(trainer.model.state_dict()[name], tensor), name
-            trainer.fit()
-            trainer.close()
-            assert Predictor.load(tmp_path / golden.name, which="newest").step == 7
-
-    def test_newer_checkpoints_are_not_lost_by_going_back(self, run, tmp_path):
-        with pytest.raises(ConfigError, match=r"newer checkpoints.*--rewind.*spherescan fork"):
-            resume(run, options=ResumeOptions(step=8))
-        with pytest.raises(CheckpointError, match="no checkpoint of step 3"):
-            resume(run, options=ResumeOptions(step=3))
-        end = contents(run, 12)
-        trainer = resume(run, options=ResumeOptions(step=8, rewind=True))
-        assert trainer.counters.step == 8
-        trainer.fit()
-        trainer.close()
-        assert contents(run, 12) == end
-        assert (run / "ckpt" / f"aside-step-{12:012d}.safetensors-1").exists()
-        assert "rewind" in events_of(trainer)
-
-    def test_a_fork_is_a_run_of_its_own_with_the_same_end(self, run, tmp_path):
-        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        assert fork(run, tmp_path / "new", step=8) == 8
-        trainer = resume(tmp_path / "new")
-        trainer.fit()
-        trainer.close()
-        assert contents(tmp_path / "new", 12) == contents(run, 12)
-        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-        mine, other = (json.loads((p / "run.json").read_text()) for p in (tmp_path / "new", run))
-        assert mine["parent"]["run_id"] == other["run_id"] != mine["run_id"]
-        with pytest.raises(RunDirectoryError, match="holds a run already"):
-            fork(run, tmp_path / "new")
-
-    def test_other_data_is_refused_unless_it_is_meant(self, run, series):
-        series.write_text(series.read_text().replace("0.5", "0.6"))
-        with pytest.raises(DataError, match="has changed"):
-            resume(run)
-        trainer = resume(run, {"run.steps": 13}, ResumeOptions(new_data=True))
-        assert trainer.problem.stream.state_dict() == {"epoch": 0, "position": 0}
-        trainer.fit()
-        trainer.close()
-        assert any(e["kind"] == "change" and e["key"] == "data" for e in events(run))
-
-    def test_another_environment_is_recorded_or_refused(self, run, monkeypatch):
-        monkeypatch.setattr("torch.__version__", "0.0.1")
-        with pytest.raises(ConfigError, match=r"torch was .* is '0\.0\.1'"):
-            resume(run, options=ResumeOptions(require_bitwise=True))
-        trainer = resume(run)
-        trainer.close()
-        last = [event for event in events(run) if event["kind"] == "resume"][-1]
-        assert last["bitwise"] is False
-        assert list(last["differences"]) == ["torch"]
-
     def test_metrics_that_do_not_fit_are_kept_and_begun_anew_when_asked(self, run):
         path = run / "metrics.jsonl"
         path.write_bytes(path.read_bytes().replace(b"train", b"brain", 1))
