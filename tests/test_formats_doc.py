@@ -554,7 +554,8 @@ class TestCheckpoints:
     def test_the_place_in_the_metrics(self, world):
         for run in world.runs:
             log = (run / "metrics.jsonl").read_bytes()
-            for path in checkpoints(run):
+            repaired = any(run.glob("metrics.damaged-*"))  # the log before was that of the others
+            for path in checkpoints(run)[-1:] if repaired else checkpoints(run):
                 before = checkpoint(path).state["metrics"]
                 part = log[: before["offset"]]
                 assert len(part) == before["offset"]

@@ -273,13 +273,11 @@ def _wrong_end(kind: str, ended: Ended, run: Path, before: int, report: Report) 
     """Say what is wrong with how a run ended after a signal."""
     if ended.signum:
         report.add("ended by the signal itself, while starting or leaving")
-        # With steps done the handlers are there.
+        # With steps done the handlers are there, until the run has come to its end.
         done = _n_lines(run) - before
-        return (
-            f"killed by {signal.Signals(ended.signum).name} after {done} lines"
-            if done > 2
-            else None
-        )
+        if done > 2 and not _has_stopped(run):
+            return f"killed by {signal.Signals(ended.signum).name} after {done} lines"
+        return None
     code = ended.code or ended.value
     report.add(f"exit code {code}")
     codes = CODES.get(kind, {0, 130})

@@ -116,7 +116,7 @@ def _save(store: RunStore, log: MetricsLog, step: int, note: Callable[[str], obj
     store.save(step, tensors_of(step), state)
     note(f"committed {step}")
     store.show_best(best)
-    store.prune(keep=KEEP, best_step=best)
+    store.prune(keep=KEEP)
 
 
 @cache

@@ -278,7 +278,7 @@ class CheckpointConfig(Section):
     every: Count = 200
     """Steps between checkpoints."""
     keep: Annotated[int, Field(ge=2, le=_MAX_INT)] = 3
-    """Newest checkpoints to keep; the best one is kept besides."""
+    """Newest checkpoints to keep; the best that each of them names is kept besides."""
     verify: bool = False
     """Whether to read each checkpoint back after it was written."""
 

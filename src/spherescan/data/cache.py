@@ -12,6 +12,7 @@ import stat
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from spherescan.data.formats import token_parts, token_suffix
@@ -151,5 +152,6 @@ def _remove(folder: Path) -> None:
 def _remove_stale(folder: Path) -> None:
     """Remove what imports that were killed have left."""
     for path in folder.glob(".*"):
-        if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has finished it, or removed it
+            if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

@@ -67,8 +67,8 @@ class RunStore:
         self._run, self._checkpoints = run, checkpoints
         self._lock: RunLock | None = None
         self._events: EventLog | None = None
-        # Steps whose checkpoint this process has written or read whole.
-        self._verified: set[int] = set()
+        # The best step that each checkpoint names which this process has written or read whole.
+        self._verified: dict[int, int | None] = {}
         # Folders that were not there before `create`, the run's own first.
         self._made: list[Path] = []
 
@@ -276,7 +276,7 @@ class RunStore:
         digest = write_checkpoint(path, tensors, whole, folder=self._checkpoints)
         if verify:
             inspect_checkpoint(path, folder=self._checkpoints)
-        self._verified.add(step)
+        self._verified[step] = _best_step(whole)
         seconds = round(time.monotonic() - began, 4)
         self.event("save", step=step, digest=digest, seconds=seconds)
         return digest
@@ -340,7 +340,7 @@ class RunStore:
                     raise
                 self._quarantine(newest, str(error))
             else:
-                self._verified.add(newest)
+                self._verified[newest] = _best_step(checkpoint.state)
                 return checkpoint
         bad = [name for name in self._checkpoints.names() if name.startswith("bad-")]
         raise CheckpointError(
@@ -349,18 +349,16 @@ class RunStore:
         )
 
     def rewind(self, step: int) -> None:
-        """Set all checkpoints newer than a step aside. Needs the lock.
+        """Set all checkpoints newer than a step aside, if there are any. Needs the lock.
 
         Raises:
-            CheckpointError: The step has no checkpoint.
             StorageError: The disk refused.
         """
-        steps = self.steps()
-        if step not in steps:
-            raise CheckpointError(f"{self.path}: has no checkpoint of step {step}, only of {steps}")
-        for newer in reversed([s for s in steps if s > step]):
-            self._set_aside(newer, "aside")
-        self.event("rewind", step=step, left=[s for s in steps if s > step])
+        newer = [s for s in self.steps() if s > step]
+        for each in reversed(newer):
+            self._set_aside(each, "aside")
+        if newer:
+            self.event("rewind", step=step, left=newer)
 
     def repair_metrics(self, checkpoint: Checkpoint) -> None:
         """Set a metrics log aside that is not the one the checkpoint was saved with.
@@ -385,10 +383,16 @@ class RunStore:
     def show_best(self, step: int | None) -> None:
         """Give the checkpoint of a step the name best.safetensors too, for people.
 
+        Args:
+            step: The best step; when there is none, nothing has that name afterwards.
+
         Raises:
             StorageError: The disk refused.
         """
-        if step is None or self._run.same_file(BEST, self._checkpoints, _name(step)):
+        if step is None:
+            self._forget_best()
+            return
+        if self._run.same_file(BEST, self._checkpoints, _name(step)):
             return
         if not self._checkpoints.holds(_name(step)):
             return
@@ -408,6 +412,15 @@ class RunStore:
                 raise
             raise StorageError(f"{self.path / BEST}: was not written: {error.strerror}") from error
 
+    def _forget_best(self) -> None:
+        if not self._run.holds(BEST):
+            return
+        try:
+            self._run.remove(BEST)
+            self._run.sync()
+        except OSError as error:
+            raise StorageError(f"{self.path / BEST}: is not removed: {error.strerror}") from error
+
     def _copy_best(self, step: int) -> None:
         """Where files cannot have two names: write the checkpoint a second time."""
         checkpoint = self._read(step)
@@ -418,34 +431,38 @@ class RunStore:
         self._run.rename(temporary, BEST)
         self._run.sync()
 
-    def prune(self, *, keep: int, best_step: int | None) -> None:
-        """Remove all checkpoints but the newest `keep` whole ones and the best. Needs the lock.
+    def prune(self, *, keep: int) -> None:
+        """Remove all checkpoints but the newest `keep` whole ones and the best that each names.
+
+        A run that falls back to an older checkpoint has that one's best step again. Needs the lock.
 
         Raises:
             StorageError: The disk refused.
         """
-        kept = 0
+        kept, best_steps = 0, set[int | None]()
         for step in reversed(self.steps()):
             if kept < keep:
-                kept += self._is_whole(step)
-            elif step != best_step:
+                if self._is_whole(step):
+                    kept += 1
+                    best_steps.add(self._verified[step])
+            elif step not in best_steps:
                 try:
                     self._checkpoints.remove(_name(step))
                 except OSError as error:
                     raise StorageError(
                         f"{self.checkpoint_path(step)}: cannot be removed: {error.strerror}"
                     ) from error
-                self._verified.discard(step)
+                self._verified.pop(step, None)
 
     def _is_whole(self, step: int) -> bool:
         """Verify a checkpoint once; set it aside when it is damaged."""
         if step not in self._verified:
             try:
-                inspect_checkpoint(self.checkpoint_path(step), folder=self._checkpoints)
+                info = inspect_checkpoint(self.checkpoint_path(step), folder=self._checkpoints)
+                self._verified[step] = _best_step(info.state)
             except DamagedError as error:
                 self._quarantine(step, str(error))
                 return False
-            self._verified.add(step)
         return True
 
     def _read(self, step: int) -> Checkpoint:
@@ -470,7 +487,7 @@ class RunStore:
 
     def _set_aside(self, step: int, why: str) -> str:
         new = self._checkpoints.set_aside(_name(step), f"{why}-{_name(step)}-{{}}")
-        self._verified.discard(step)
+        self._verified.pop(step, None)
         return new
 
     def _remove_temporary(self) -> None:
@@ -482,6 +499,11 @@ class RunStore:
                         folder.remove(name)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be cleaned: {error.strerror}") from error
+
+
+def _best_step(state: Mapping[str, Any]) -> int | None:
+    best: int | None = state["counters"]["best_step"]
+    return best
 
 
 def _name(step: int) -> str:
@@ -543,8 +565,9 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _remove_unfinished(run: Folder) -> None:
+    """Remove what a start left; `ckpt`, by which it is known as ours, at the very end."""
+    for name in run.names():
+        if name in _UNFINISHED - {"run.lock", "ckpt"} or name.startswith(".tmp-"):
+            run.remove(name)
     if run.holds("ckpt"):
         shutil.rmtree("ckpt", dir_fd=run.file)
-    for name in run.names():
-        if name in _UNFINISHED - {"run.lock"} or name.startswith(".tmp-"):
-            run.remove(name)

@@ -142,8 +142,6 @@ def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOpt
     except BaseException:
         trainer.close()
         raise
-    if options.rewind and options.step is not None:
-        store.rewind(options.step)
     store.show_best(trainer.counters.best_step)
     for key, (old, new) in changed.items():
         store.event("change", step=done, key=key, before=old, after=new)

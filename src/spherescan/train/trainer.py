@@ -213,7 +213,7 @@ class Trainer:
         self._saved_best = self._best()
         self._seconds_of_save = time.monotonic() - began
         self.store.show_best(self.counters.best_step)
-        self.store.prune(keep=self.config.checkpoint.keep, best_step=self.counters.best_step)
+        self.store.prune(keep=self.config.checkpoint.keep)
 
     def _save_or_wait(self) -> None:
         """Save; when the disk is full, go on and hope for the next time."""
@@ -272,8 +272,12 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint of the same run: weights, moments, counters, data and metrics.
 
+        Newer checkpoints are set aside.
+
         Raises:
             CheckpointError: It is of another model or another way of learning.
+            RunDirectoryError: The metrics are not those it was saved with.
+            StorageError: The disk refused.
         """
         state = checkpoint.state
         set_frozen(self.model, self.config, state["counters"]["step"])
@@ -293,7 +297,12 @@ class Trainer:
         self._parent = checkpoint.digest
         self.problem.stream.load_state_dict(state["data"])
         restore_generators(checkpoint.below("generators/"))
-        self._metrics.cut_to(LogPosition(**state["metrics"]))
+        position = LogPosition(**state["metrics"])
+        self._metrics.expect(position)
+        # Before the metrics are cut, so that after a crash in between the newest checkpoint is
+        # still one that they fit.
+        self.store.rewind(self.counters.step)
+        self._metrics.cut_to(position)
 
     def _expect_fitting(self, checkpoint: Checkpoint) -> None:
         """Check all that a checkpoint of this run must agree with, before anything is used."""
