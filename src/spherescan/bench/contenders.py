@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spherescan.bench.jax_blocks import JaxBlocks
 from spherescan.nn import Block, Mamba
 from spherescan.ops.form import ENVIRONMENT_VARIABLE
 from spherescan.ops.linear import input_gradient, product, weight_gradient
@@ -91,6 +92,10 @@ def _transformers(n_layers: int, *, use_mambapy: bool) -> nn.Module:
     return _Theirs([library.MambaMixer(config, layer_idx=i) for i in range(n_layers)])
 
 
+def _jax(n_layers: int) -> nn.Module:
+    return JaxBlocks(_Ours(n_layers).blocks)
+
+
 CONTENDERS = {
     "spherescan": Contender(_Ours),
     "spherescan medium": Contender(_Ours, precision="medium"),
@@ -100,6 +105,7 @@ CONTENDERS = {
         lambda n: _transformers(n, use_mambapy=True), longest=1024, peer=True
     ),
     "mambapy": Contender(_mambapy, longest=1024, peer=True),
+    "jax": Contender(_jax, peer=True),
     # Indexing in its loop makes the backward pass quadratic in length.
     "transformers": Contender(
         lambda n: _transformers(n, use_mambapy=False), longest=128, peer=True
@@ -109,6 +115,9 @@ CONTENDERS = {
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
     """Give a peer our weights: its parameters have the published names."""
+    if isinstance(theirs, JaxBlocks) and isinstance(ours, _Ours):
+        theirs.take(ours.blocks)
+        return
     if not isinstance(theirs, _Theirs) or not isinstance(ours, _Ours):
         theirs.load_state_dict(ours.state_dict())
         return
@@ -119,7 +128,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
 
 def installed(name: str) -> bool:
     """Return whether a contender can take part."""
-    needs = {"mambapy": "mambapy", "transformers": "transformers"}
+    needs = {"mambapy": "mambapy", "transformers": "transformers", "jax": "jax"}
     packages = [needs[word] for word in name.split() if word in needs]
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
@@ -151,6 +160,8 @@ def train_step(
     contender: Contender, model: nn.Module, x: Tensor, y_grad: Tensor
 ) -> Callable[[], None]:
     """Return a forward and backward pass over all parameters and the input."""
+    if isinstance(model, JaxBlocks):
+        return model.train_step(x, y_grad)
 
     def step() -> None:
         x.grad = None
