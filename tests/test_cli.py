@@ -553,3 +553,37 @@ def test_a_name_cannot_talk_to_the_terminal(verb, capsys):
     error = capsys.readouterr().err
     assert error.rstrip("\n").isprintable()
     assert r"a\x00\x1b[31mb\u202e" in error
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", f"{LONG}.toml"],
+        ["train", "--run.dir", LONG, "--data.train", "sample:JapaneseVowels_TRAIN.ts"],
+        ["train", "--data.train", f"{LONG}.csv"],
+        ["train", "--data.source", "tokens", "--data.train", LONG],
+        ["train", "--data.source", "tokens", "--data.train", "a/" * 3000],
+        ["train", "--grow.base", LONG, "--grow.layers", "3"],
+        ["train", "--data.train", "~no_such_user/a.csv"],
+        ["import", LONG, "out"],
+        ["import", ".", LONG],
+        ["inspect", LONG],
+        ["inspect", "a\0b"],
+        *([verb, LONG] for verb in ("resume", "verify", "evaluate")),
+        ["fork", LONG, "new"],
+        ["predict", LONG, LONG],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:40],
+)
+def test_a_path_that_nothing_can_have_is_an_error_of_one_line(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in {2, 3, 4}
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "internal" not in error
+    assert not any(tmp_path.iterdir())

@@ -95,6 +95,10 @@ def test_without_its_extra_yaml_says_what_to_install(tmp_path, monkeypatch):
         load_config(tmp_path / "a.yaml")
 
 
+def test_sections_within_sections_have_an_end(tmp_path):
+    refuse(tmp_path, "[data]\n" + ".".join(["a"] * 1900) + " = 1", "too deep")
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_config(tmp_path / "none.toml")

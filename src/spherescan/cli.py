@@ -31,7 +31,8 @@ from spherescan.config import (
     settings,
     to_toml,
 )
-from spherescan.errors import CheckpointError, ConfigError, SpherescanError
+from spherescan.errors import CheckpointError, ConfigError, DataError, SpherescanError
+from spherescan.paths import user_path
 
 if TYPE_CHECKING:
     from spherescan.inference import Predictor
@@ -596,8 +597,8 @@ def _import(options: argparse.Namespace) -> int:
     from spherescan.data import import_text
 
     imported = import_text(
-        options.source,
-        options.out,
+        user_path(options.source, error=DataError),
+        user_path(options.out, error=DataError),
         encoding=options.encoding,
         vocab_size=options.vocab_size,
         extensions=tuple(options.extension),

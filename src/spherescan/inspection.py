@@ -31,7 +31,7 @@ def inspect(name: str) -> dict[str, Any]:
     path = locate(name)
     if path.suffix == ".safetensors":
         return _inspect_checkpoint(path)
-    if (path / "run.json").exists():
+    if path.is_dir() and (path / "run.json").exists():
         store = RunStore.open(path)
         return _inspect_checkpoint(store.checkpoint_path(max(store.steps(), default=0)))
     if path.is_dir():

@@ -70,6 +70,8 @@ def parse_config(tree: Mapping[str, Any], *, where: str = "") -> RunConfig:
     try:
         # As JSON an array may fill a tuple, while a text or a boolean is still no number.
         return RunConfig.model_validate_json(json.dumps(tree))
+    except RecursionError as error:
+        raise ConfigError(f"{where}sections lie too deep within each other") from error
     except TypeError as error:  # a date of TOML, say
         raise ConfigError(
             f"{where}a value is neither text, number, truth nor list: {error}"

@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from spherescan.errors import DataError
+from spherescan.paths import user_path
 
 _PREFIX = "sample:"
 
@@ -15,14 +16,15 @@ def locate(name: str) -> Path:
         name: A path, or `sample:NAME` for a file that ships with the package.
 
     Raises:
-        DataError: A sample that does not exist. A path is checked where it is read.
+        DataError: A sample that does not exist, or a path that nothing can have. Whether there is
+            something is checked where it is read.
 
     Example:
         >>> locate("sample:JapaneseVowels_TRAIN.ts").name
         'JapaneseVowels_TRAIN.ts'
     """
     if not name.startswith(_PREFIX):
-        return Path(name).expanduser()
+        return user_path(name, error=DataError)
     folder = Path(str(resources.files("spherescan.data"))) / "samples"
     known = sorted(path.name for path in folder.glob("*.ts"))
     wanted = name.removeprefix(_PREFIX)

@@ -12,6 +12,7 @@ from spherescan.data.order import derived_seed
 from spherescan.errors import CheckpointError, ConfigError
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
 from spherescan.ops.form import selected_form
+from spherescan.paths import user_path
 from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
 from spherescan.train.depth import grow, load_base, read_base
 from spherescan.train.environment import differences, environment, seed_generators
@@ -63,7 +64,7 @@ def start(config: RunConfig, *, require_lock: bool = True) -> Trainer:
         raise ConfigError("run.dir is missing; name a new folder for the run")
     _prepare_torch(config, threads=config.run.threads)
     problem, model = build(config)
-    path = Path(config.run.dir).expanduser()
+    path = user_path(config.run.dir)
     store = RunStore.create(path, required_lock=require_lock)
     try:
         trainer = Trainer(config, problem, model, store)
@@ -248,7 +249,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
         RunDirectoryError: There is no `grow.base`.
     """
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
-    base = read_base(Path(config.grow.base).expanduser()) if config.grow.base and place else None
+    base = read_base(user_path(config.grow.base)) if config.grow.base and place else None
     problem, mean_std = open_problem(config)
     seed = derived_seed(config.run.seed, "weights")
     description = problem.description
