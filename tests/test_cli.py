@@ -430,6 +430,31 @@ def test_a_run_goes_on_when_nobody_reads_its_progress(series):
     assert Path("run/ckpt/step-000000000012.safetensors").exists()
 
 
+def test_a_run_goes_on_when_its_progress_finds_no_room(series):
+    flags = ["--data.train", "train.ts", *FLAGS, "--run.log-every", "1", "--run.threads", "1"]
+    with Path("/dev/full").open("w") as full:
+        process = spherescan("train", "--run.dir", "run", *flags, stdout=full)
+    assert process.wait(60) == 0
+    assert Path("run/ckpt/step-000000000012.safetensors").exists()
+
+
+def test_a_run_is_saved_when_its_terminal_is_closed(series):
+    leader, follower = pty.openpty()
+    flags = ["--data.train", "train.ts", *FLAGS, "--run.steps", "5000", "--run.threads", "1"]
+    with spherescan(
+        "train", "--run.dir", "run", *flags, stdout=follower, stderr=subprocess.PIPE
+    ) as process:
+        os.close(follower)
+        assert os.read(leader, 1) != b""
+        os.close(leader)  # from here on a write is an input/output error
+        wait_for_step(Path("run"), 20)
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 129
+    newest = read_checkpoint(max(Path("run/ckpt").iterdir()))
+    assert newest.state["step"] == read_metrics(Path("run/metrics.jsonl"))[-1]["step"] > 20
+
+
 def test_help_answers_at_once():
     seconds = []
     for _ in range(5):

@@ -5,6 +5,7 @@ torch is imported by the verbs that need it, so that help and mistakes answer at
 
 import argparse
 import datetime as dt
+import io
 import json
 import os
 import shlex
@@ -13,9 +14,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args
 
 from pydantic.fields import FieldInfo
 
@@ -70,11 +72,45 @@ def _forget_stdout() -> None:
 
 
 def _say(text: str) -> None:
-    """Print a line of progress; a run goes on when nobody reads it any more."""
+    """Print a line of progress; a run goes on when it cannot.
+
+    The reader has left, the terminal has been closed, or the disk below is full.
+    """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         _forget_stdout()
+
+
+class _Screen(io.TextIOBase):
+    """A terminal to draw progress on; a run goes on when it has been closed, as by `_say`."""
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal: TextIO = terminal
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the terminal."""
+        return self._terminal.encoding
+
+    def isatty(self) -> bool:
+        """Return whether it is one."""
+        return self._terminal.isatty()
+
+    def write(self, text: str) -> int:
+        """Write, or forget the terminal."""
+        try:
+            return self._terminal.write(text)
+        except OSError:
+            _forget_stdout()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or forget the terminal."""
+        try:
+            self._terminal.flush()
+        except OSError:
+            _forget_stdout()
 
 
 def _hush(text: str) -> None:
@@ -89,7 +125,8 @@ def _complain(error: Exception, *, debug: bool) -> None:
         text = f"internal error: {type(error).__name__}: {text}; --debug shows where"
     # A name in it may come from a stranger, and a terminal obeys control characters.
     plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    print(f"spherescan: {plain}", file=sys.stderr)
+    with suppress(OSError):  # a terminal that has been closed; the exit code still tells
+        print(f"spherescan: {plain}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -506,7 +543,8 @@ def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
 
     from spherescan.train import Bar, Lines, Reporter
 
-    console = Console()
+    # It has all that rich asks of a file. Without any stdout rich prints nothing.
+    console = Console(file=sys.stdout and _Screen(sys.stdout))  # type: ignore[arg-type]
     total = trainer.config.run.steps
     if options.quiet or options.json:
         return Reporter()
