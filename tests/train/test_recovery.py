@@ -1,6 +1,7 @@
 """What a run survives, and what it refuses, each as its user meets it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from spherescan.errors import (
 )
 from spherescan.inference import Predictor
 from spherescan.runs import inspect_checkpoint, read_checkpoint, read_metrics
-from spherescan.train import ResumeOptions, Trainer, resume, start, verify
+from spherescan.train import ResumeOptions, Trainer, fork, resume, start, verify
 from tests.train.test_training import TINY, contents, events_of, trainer_for, write_series
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -135,6 +136,48 @@ class TestVerify:
         problems = verify(run).problems
         assert any("truncated or damaged" in problem for problem in problems)
         assert any("trained again from step" in p and "loss" in p for p in problems)
+
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda text: text.replace('"loss":', '"loss":1', 1), "no line ends at|have changed"),
+            (lambda text: text.replace('"clipped":true', '"clipped":1234', 1), "have changed"),
+            (lambda text: text.split("\n", 2)[2], "no line ends at|were committed"),
+            (lambda _: "", "0 bytes, and .* were committed"),
+        ],
+        ids=["a longer number", "a number of the same length", "lines lost", "all lost"],
+    )
+    def test_metrics_that_no_resume_would_take_are_named(self, run, damage, reason):
+        metrics = run / "metrics.jsonl"
+        before = metrics.read_text()
+        metrics.write_text(damage(before))
+        assert metrics.read_text() != before
+        problems = verify(run, steps=0).problems
+        assert any(re.search(f"not the log that .*{reason}", problem) for problem in problems)
+        with pytest.raises(RunDirectoryError):
+            resume(run)
+
+    def test_a_checkpoint_of_another_step_or_run_is_named(self, run, tmp_path):
+        ckpt = run / "ckpt"
+        newest = ckpt / f"step-{12:012d}.safetensors"
+        (ckpt / f"step-{7:012d}.safetensors").write_bytes(newest.read_bytes())
+        fork(run, tmp_path / "fork", step=12)
+        forked = tmp_path / "fork" / "ckpt" / newest.name
+        newest.write_bytes(forked.read_bytes())
+        found = verify(run, steps=0)
+        assert sorted(p.split(": ", 1)[1].split()[0] for p in found.problems) == ["belongs", "is"]
+        assert not {7, 12} & set(found.checkpoints)
+
+    def test_a_run_that_went_on_with_other_data_is_sound(self, run, series):
+        other = series.with_name("other.ts")
+        other.write_text(series.read_text().replace("0.5", "0.6", 1))
+        changes = {"run.steps": 14, "data.train": str(other)}
+        trainer = resume(run, changes, ResumeOptions(new_data=True))
+        trainer.fit()
+        trainer.close()
+        found = verify(run)
+        assert found.problems == []
+        assert (12, 14) in found.replayed
 
 
 class TestNonFinite:

@@ -10,7 +10,7 @@ from spherescan.runs.container import (
 from spherescan.runs.events import PATIENCE_SECONDS, EventLog
 from spherescan.runs.folder import Folder
 from spherescan.runs.lock import RunLock
-from spherescan.runs.metrics import LogPosition, MetricsLog, read_metrics
+from spherescan.runs.metrics import LogPosition, MetricsLog, expect_metrics, read_metrics
 from spherescan.runs.state import expect_state
 from spherescan.runs.store import RunStore
 
@@ -24,6 +24,7 @@ __all__ = [
     "MetricsLog",
     "RunLock",
     "RunStore",
+    "expect_metrics",
     "expect_state",
     "inspect_checkpoint",
     "read_checkpoint",

@@ -145,14 +145,7 @@ class MetricsLog:
             StorageError: The system refused to read it.
         """
         try:
-            size = os.fstat(self._file).st_size
-            if size < position.offset:
-                raise self._mismatch(f"it has {size} bytes, and {position.offset} were committed")
-            lines, crc32, last = _scan(self._file, position.offset)
-            if last not in {b"", b"\n"}:
-                raise self._mismatch(f"no line ends at byte {position.offset}")
-            if (lines, crc32) != (position.lines, position.crc32):
-                raise self._mismatch(f"its first {position.offset} bytes have changed")
+            _expect_prefix(self._path, self._file, position)
         except RunDirectoryError:
             raise
         except OSError as error:
@@ -272,11 +265,20 @@ class MetricsLog:
             f"{self._path} was not written ({reason}); make room or check the disk and try again"
         )
 
-    def _mismatch(self, reason: str) -> RunDirectoryError:
-        return RunDirectoryError(
-            f"{self._path} is not the log that the checkpoint was saved with: {reason}; restore "
-            f"the file, or continue in a new run directory"
-        )
+
+def expect_metrics(path: Path, position: LogPosition) -> None:
+    """Check that a log begins as it did when `MetricsLog.sync` returned a position.
+
+    Raises:
+        RunDirectoryError: It does not, or the file cannot be read.
+    """
+    try:
+        with os.fdopen(_open_regular(path, os.O_RDONLY), "rb") as file:
+            _expect_prefix(path, file.fileno(), position)
+    except RunDirectoryError:
+        raise
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, object]]:
@@ -372,6 +374,24 @@ def _open_regular(path: Path, flags: int, folder: Folder | None = None) -> int:
         os.close(file)
         raise RunDirectoryError(f"{path} is not a regular file; use another run directory")
     return file
+
+
+def _expect_prefix(path: Path, file: int, position: LogPosition) -> None:
+    size = os.fstat(file).st_size
+    if size < position.offset:
+        raise _mismatch(path, f"it has {size} bytes, and {position.offset} were committed")
+    lines, crc32, last = _scan(file, position.offset)
+    if last not in {b"", b"\n"}:
+        raise _mismatch(path, f"no line ends at byte {position.offset}")
+    if (lines, crc32) != (position.lines, position.crc32):
+        raise _mismatch(path, f"its first {position.offset} bytes have changed")
+
+
+def _mismatch(path: Path, reason: str) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{path} is not the log that the checkpoint was saved with: {reason}; restore the file, or "
+        "continue in a new run directory"
+    )
 
 
 def _scan(file: int, size: int) -> tuple[int, int, bytes]:

@@ -35,6 +35,7 @@ from spherescan.errors import (
 )
 from spherescan.runs.container import (
     Checkpoint,
+    CheckpointInfo,
     inspect_checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -306,6 +307,16 @@ class RunStore:
             )
             raise DamagedError(f"{error}{way_out if older else ''}") from error
 
+    def inspect(self, step: int) -> CheckpointInfo:
+        """Verify a checkpoint of this run as `load` does, in the memory of its header alone.
+
+        Raises:
+            CheckpointError: See `load`.
+        """
+        info = inspect_checkpoint(self.checkpoint_path(step), folder=self._checkpoints)
+        self._expect_ours(step, info.state)
+        return info
+
     def load_best(self) -> Checkpoint:
         """Read and verify the checkpoint of the best validation; the newest without one.
 
@@ -458,28 +469,29 @@ class RunStore:
         """Verify a checkpoint once; set it aside when it is damaged."""
         if step not in self._verified:
             try:
-                info = inspect_checkpoint(self.checkpoint_path(step), folder=self._checkpoints)
-                self._verified[step] = _best_step(info.state)
+                self._verified[step] = _best_step(self.inspect(step).state)
             except DamagedError as error:
                 self._quarantine(step, str(error))
+                return False
+            except CheckpointError:  # of another run, say; a resume tells
                 return False
         return True
 
     def _read(self, step: int) -> Checkpoint:
-        path = self.checkpoint_path(step)
-        checkpoint = read_checkpoint(path, folder=self._checkpoints)
-        owner = checkpoint.state.get("run_id")
+        checkpoint = read_checkpoint(self.checkpoint_path(step), folder=self._checkpoints)
+        self._expect_ours(step, checkpoint.state)
+        return checkpoint
+
+    def _expect_ours(self, step: int, state: dict[str, Any]) -> None:
+        path, owner = self.checkpoint_path(step), state.get("run_id")
         if owner != self.run_id:
             raise CheckpointError(f"{path}: belongs to run {owner}, this is run {self.run_id}")
-        if checkpoint.state.get("step") != step:
-            raise CheckpointError(
-                f"{path}: is of step {checkpoint.state.get('step')}; give it its name back"
-            )
+        if state.get("step") != step:
+            raise CheckpointError(f"{path}: is of step {state.get('step')}; give it its name back")
         try:
-            expect_state(checkpoint.state)
+            expect_state(state)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
-        return checkpoint
 
     def _quarantine(self, step: int, reason: str) -> None:
         new = self._set_aside(step, "bad")

@@ -3,11 +3,12 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spherescan.config import CHANGEABLE
+from spherescan.config import CHANGEABLE, parse_config
 from spherescan.errors import CheckpointError, RunDirectoryError, SpherescanError
-from spherescan.runs import RunStore, inspect_checkpoint, read_metrics
-from spherescan.train.build import fork, resume
+from spherescan.runs import LogPosition, RunStore, expect_metrics, read_metrics
+from spherescan.train.build import ResumeOptions, fork, resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ def verify(run_dir: Path, *, steps: int = 5) -> Verified:
     """Check a run without changing it.
 
     All checkpoints are read whole and compared with their digests, metrics and events line by
-    line. Then, from each of the last two checkpoints, a copy of the run is trained again for some
-    steps, and every line of its metrics compared with the one in the run; where it reaches the
-    next checkpoint, all weights and moments too.
+    line, and the metrics with what each checkpoint recorded of them. Then, from each of the last
+    two checkpoints, a copy of the run is trained again for some steps, and every line of its
+    metrics compared with the one in the run; where it reaches the next checkpoint, all weights and
+    moments too.
 
     Args:
         run_dir: Folder of the run.
@@ -46,15 +48,16 @@ def verify(run_dir: Path, *, steps: int = 5) -> Verified:
     """
     store = RunStore.open(run_dir)
     problems: list[str] = []
-    whole = []
+    whole: dict[int, dict[str, Any]] = {}
     for step in store.steps():
         try:
-            inspect_checkpoint(store.checkpoint_path(step))
-            whole.append(step)
+            whole[step] = store.inspect(step).state
         except CheckpointError as error:
-            problems.append(str(error))
+            if step in store.steps():  # a run that goes on meanwhile may have removed it
+                problems.append(str(error))
     records = _records(store.metrics_path, problems)
     _records(store.path / "events.jsonl", problems)
+    _check_positions(store.metrics_path, whole, problems)
     _check_steps(store.metrics_path, records, problems)
     replayed = []
     last = max((int(str(record["step"])) for record in records), default=0)
@@ -65,7 +68,7 @@ def verify(run_dir: Path, *, steps: int = 5) -> Verified:
             replayed.append((step, end))
     if not whole:
         problems.append(f"{run_dir}: holds no whole checkpoint")
-    return Verified(whole, len(records), replayed, problems)
+    return Verified(list(whole), len(records), replayed, problems)
 
 
 def _records(path: Path, problems: list[str]) -> list[dict[str, object]]:
@@ -74,6 +77,16 @@ def _records(path: Path, problems: list[str]) -> list[dict[str, object]]:
     except RunDirectoryError as error:
         problems.append(str(error))
         return []
+
+
+def _check_positions(path: Path, whole: dict[int, dict[str, Any]], problems: list[str]) -> None:
+    """Expect the metrics to be those that each checkpoint was saved with, as a resume does."""
+    for step, state in whole.items():
+        try:
+            expect_metrics(path, LogPosition(**state["metrics"]))
+        except RunDirectoryError as error:
+            problems.append(f"checkpoint of step {step}: {error}")
+            return  # later ones have recorded the same and more
 
 
 def _check_steps(path: Path, records: list[dict[str, object]], problems: list[str]) -> None:
@@ -87,7 +100,7 @@ def _replay(
     store: RunStore,
     step: int,
     steps: int,
-    whole: list[int],
+    whole: dict[int, dict[str, Any]],
     records: list[dict[str, object]],
     problems: list[str],
 ) -> int:
@@ -100,7 +113,11 @@ def _replay(
     with tempfile.TemporaryDirectory(prefix="spherescan-verify-") as folder:
         copy = Path(folder) / "run"
         fork(store.path, copy, step=step)
-        trainer = resume(copy, _changes_after(store, step, whole))
+        later_states = [whole[each] for each in whole if each > step]
+        after = later_states[0] if later_states else whole[step]
+        other = after["fingerprint"] != whole[step]["fingerprint"]
+        changes = _changes(whole[step], after)
+        trainer = resume(copy, changes, ResumeOptions(new_data=other))
         try:
             trainer.fit(end - step)
             end = trainer.counters.step
@@ -122,19 +139,15 @@ def _replay(
     return end
 
 
-def _changes_after(store: RunStore, step: int, whole: list[int]) -> dict[str, object]:
-    """Return what a resume from a step changed, as the next checkpoint has it."""
-    later = [each for each in whole if each > step]
-    if not later:
-        return {}
-    before, after = (
-        inspect_checkpoint(store.checkpoint_path(each)).state["config"] for each in (step, later[0])
-    )
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, object]:
+    """Return what a resume from one checkpoint changed, as the next one has it."""
+    then, now = (parse_config(state["config"]) for state in (before, after))
     changes = {}
     for key in CHANGEABLE:
         section, _, name = key.partition(".")
-        if before[section].get(name) != after[section].get(name):
-            changes[key] = after[section][name]
+        values = [getattr(getattr(config, section), name) for config in (then, now)]
+        if values[0] != values[1]:
+            changes[key] = values[1]
     return changes
 
 
