@@ -16,7 +16,7 @@ from spherescan.errors import (
     StorageError,
 )
 from spherescan.inference import Predictor
-from spherescan.runs import inspect_checkpoint, read_checkpoint, read_metrics
+from spherescan.runs import inspect_checkpoint, read_checkpoint, read_metrics, write_checkpoint
 from spherescan.train import ResumeOptions, Trainer, fork, resume, start, verify
 from tests.train.test_training import TINY, contents, events_of, trainer_for, write_series
 
@@ -114,6 +114,19 @@ class TestSituations:
         trainer.close()
         assert {12, 13} <= set(trainer.store.steps())
         assert trainer.store.steps()[-1] == 13
+
+
+def test_no_batch_of_other_data_is_left_out_for_one_of_the_data_before(run, series):
+    newest = run / "ckpt" / f"step-{12:012d}.safetensors"
+    checkpoint = read_checkpoint(newest)
+    checkpoint.state["guard"]["left_out"].append([0, 0])
+    newest.unlink()
+    write_checkpoint(newest, checkpoint.tensors, checkpoint.state)
+    series.write_text(series.read_text().replace("0.5", "0.6", 1))
+    trainer = resume(run, {"run.steps": 13}, ResumeOptions(new_data=True))
+    trainer.fit()
+    trainer.close()
+    assert trainer.problem.stream.state_dict() == {"epoch": 0, "position": 4}
 
 
 class TestVerify:

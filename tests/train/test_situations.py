@@ -194,6 +194,12 @@ def test_other_data_is_refused_unless_it_is_meant(run, capsys):
     assert prints[0] != prints[1]
 
 
+def test_other_data_with_other_classes_is_refused(run, capsys):
+    write_series(Path("train.ts"), classes="xyz")
+    command = ["resume", "run", "--run.steps=13", "--new-data"]
+    refused(capsys, command, 3, "another task", "class_names", "'x', 'y', 'z'")
+
+
 def write_text(folder: Path) -> None:
     """Write three documents of tokens below 9, as text and as shards of 64 tokens."""
     rng = np.random.default_rng(0)

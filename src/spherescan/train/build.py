@@ -9,7 +9,7 @@ import torch
 
 from spherescan.config import CHANGEABLE, RunConfig, parse_config, to_toml
 from spherescan.data.order import derived_seed
-from spherescan.errors import CheckpointError, ConfigError
+from spherescan.errors import CheckpointError, ConfigError, DataError
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
 from spherescan.ops.form import selected_form
 from spherescan.paths import user_path
@@ -132,7 +132,10 @@ def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOpt
     if not options.new_data:
         expect_same_data(problem, config, checkpoint.state["fingerprint"])
     elif problem.fingerprint != checkpoint.state["fingerprint"]:
+        _expect_same_classes(problem, config, checkpoint)
         checkpoint.state["data"] = problem.stream.state_dict()
+        # Those are places in the data before.
+        checkpoint.state["guard"]["left_out"] = []
     description = with_layers(problem.description, config, config.n_layers_at(done))
     _expect_same_model(description, checkpoint, store.checkpoint_path(done))
     if options.repair_metrics:
@@ -179,6 +182,20 @@ def _expect_same_model(description: ModelDescription, checkpoint: Checkpoint, pa
     if other:
         raise CheckpointError(
             f"{path}: is of another model than its configuration: {_list(other)}; restore the file"
+        )
+
+
+def _expect_same_classes(problem: Problem, config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Check that what the model learned to tell apart is called the same in other data."""
+    saved, here = checkpoint.state["task"], problem.objective.task.to_json()
+    other = {
+        name: [saved.get(name), here[name]]
+        for name in ("kind", "class_names", "channel_names")
+        if saved.get(name) != here[name]
+    }
+    if other:
+        raise DataError(
+            f"{config.data.train}: is of another task than the run: {_list(other)}; start a new run"
         )
 
 
