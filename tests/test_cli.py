@@ -14,7 +14,7 @@ import pytest
 
 from spherescan.cli import main
 from spherescan.ops import native
-from spherescan.runs import read_checkpoint, read_metrics
+from spherescan.runs import read_checkpoint, read_metrics, write_checkpoint
 from spherescan.train import resume
 from tests.train.test_training import TINY, write_series
 
@@ -408,6 +408,34 @@ def test_a_terminal_gets_a_bar(series):
     assert process.wait(60) == 0
     assert "━".encode() in seen
     assert b"validation loss" in seen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counters": 3},
+        {"task": "x"},
+        {"task": {}},
+        {"config": {}},
+        {"environment": {}},
+        {"environment": {"threads": 10**6}},
+        {"environment": {"threads": "2"}},
+    ],
+    ids=str,
+)
+def test_a_state_that_no_run_wrote_is_told_in_one_line(run, capsys, change):
+    path = run / "ckpt" / "step-000000000012.safetensors"
+    checkpoint = read_checkpoint(path)
+    path.unlink()
+    write_checkpoint(path, checkpoint.tensors, {**checkpoint.state, **change})
+    assert main(["inspect", str(path)]) == 0
+    resumed = ["resume", "run", "--run.steps=13", "--run.threads=1", "--quiet"]
+    for command in (["verify", "run"], ["evaluate", "run", "--checkpoint=newest"], resumed):
+        capsys.readouterr()
+        assert main(command) in {0, 2, 4}
+        assert "internal error" not in capsys.readouterr().err
+    if "environment" in change:
+        assert main(["resume", "run"]) == 4
 
 
 def test_a_reader_that_leaves_is_no_error(run):

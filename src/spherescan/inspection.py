@@ -102,7 +102,7 @@ def _products() -> str:
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
     info = inspect_checkpoint(path)
-    counters = info.state.get("counters", {})
+    counters, task = (_object(info.state, name) for name in ("counters", "task"))
     weights = [t for t in info.tensors if t.name.startswith("model/")]
     return {
         "file": str(path),
@@ -115,10 +115,16 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "best step": counters.get("best_step"),
         "best validation score": counters.get("best_score"),
         "best validation loss": counters.get("best_loss"),
-        "task": info.state.get("task", {}).get("kind"),
+        "task": task.get("kind"),
         "weights": sum(_count(t.shape) for t in weights),
         "tensors": len(info.tensors),
     }
+
+
+def _object(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a state that any program may have written; empty when it is none."""
+    part = state.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _inspect_tokens(path: Path) -> dict[str, Any]:

@@ -81,10 +81,10 @@ class Predictor:
             description = ModelDescription.from_json(state["model"])
             model = description.build(place=False)
             model.load_state_dict(checkpoint.below("model/"))
+            task = Task.from_json(state["task"])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint is of another model: {reason}") from error
-        task = Task.from_json(state["task"])
         return cls(
             description,
             model,

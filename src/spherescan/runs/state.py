@@ -11,6 +11,8 @@ from pydantic import Field
 
 from spherescan.strict_json import typed
 
+# As of run.threads: a resume makes as many as the run had.
+MAX_THREADS = 1024
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -81,3 +83,7 @@ def expect_state(state: dict[str, Any]) -> None:
     whole = typed(RunState, state, where="its state")
     if whole.counters.step != whole.step:
         raise ValueError(f"its state is of step {whole.step} and counts {whole.counters.step}")
+    threads = 1 if whole.environment is None else whole.environment.get("threads")
+    # type(), because True is an int too.
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"its environment has {threads!r} threads, not 1 to {MAX_THREADS}")

@@ -293,11 +293,12 @@ def _changed(
     saved: dict[str, object], changes: Mapping[str, object]
 ) -> tuple[RunConfig, dict[str, tuple[object, object]]]:
     """Return the configuration with the changes, and what they change."""
-    tree = {section: dict(values) for section, values in saved.items() if isinstance(values, dict)}
+    before = parse_config(saved)  # what it lacks, an earlier version had at its default
+    tree = before.model_dump(mode="json")
     changed = {}
     for key, value in changes.items():
         section, _, name = key.partition(".")
-        former = tree[section].get(name)
+        former = getattr(getattr(before, section, None), name, None)
         if former == value:
             continue
         if key not in CHANGEABLE:
