@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from spherescan.errors import LockedError, RunDirectoryError
-from spherescan.runs import RunLock
+from spherescan.runs import RunLock, RunStore, store
 
 
 def test_one_holder_at_a_time(tmp_path):
@@ -53,3 +53,31 @@ def test_a_link_in_its_place_is_refused(tmp_path):
     with pytest.raises(RunDirectoryError, match="cannot be opened"):
         RunLock(tmp_path / "run.lock")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_lock_of_a_file_that_has_lost_its_name_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "run.lock"
+    holder = RunLock(path)
+
+    def give_up(_seconds):
+        path.unlink()
+        holder.close()
+
+    monkeypatch.setattr("spherescan.runs.lock.time.sleep", give_up)
+    with pytest.raises(LockedError, match="given up"):
+        RunLock(path, wait=5)
+    RunLock(path).close()
+
+
+def test_nobody_begins_where_a_start_that_failed_is_being_removed(tmp_path, monkeypatch):
+    path, remove = tmp_path / "run", store._remove_start
+    failed = RunStore.create(path)
+
+    def begun_meanwhile(run):
+        with pytest.raises(LockedError):
+            RunStore.create(path)
+        remove(run)
+
+    monkeypatch.setattr(store, "_remove_start", begun_meanwhile)
+    failed.discard()
+    assert not path.exists()

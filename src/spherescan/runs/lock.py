@@ -20,8 +20,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 class RunLock:
     """Hold a run until closed or forgotten; the system lets go when the process ends.
 
-    The lock is advisory (flock) on a file that is never removed: removing it would let two
-    processes hold locks on two files of one name.
+    The lock is advisory (flock) on a file that only a start that failed removes, while it holds
+    it; whoever then gets the lock of a file that has lost its name is refused, because two
+    processes could hold locks on two files of one name.
 
     Args:
         path: The lock file; made when it is not there.
@@ -53,7 +54,7 @@ class RunLock:
         self._close = weakref.finalize(self, close_quietly, file)
         self._file = file
         try:
-            self._acquire(path, wait)
+            self._acquire(path, folder, wait)
         except OSError as error:
             if not required and error.errno in _NO_LOCKS:
                 return
@@ -66,7 +67,7 @@ class RunLock:
             ) from error
         _held.add(self)
 
-    def _acquire(self, path: Path, wait: float) -> None:
+    def _acquire(self, path: Path, folder: Folder | None, wait: float) -> None:
         until = time.monotonic() + wait
         while True:
             try:
@@ -81,7 +82,21 @@ class RunLock:
                     ) from None
                 time.sleep(_POLL_SECONDS)
             else:
+                self._expect_named(path, folder)
                 return
+
+    def _expect_named(self, path: Path, folder: Folder | None) -> None:
+        try:
+            if folder is None:
+                named = path.stat(follow_symlinks=False)
+            else:
+                named = os.stat(path.name, dir_fd=folder.file, follow_symlinks=False)
+        except FileNotFoundError:
+            named = None
+        if named is None or not os.path.samestat(named, os.fstat(self._file)):
+            raise LockedError(
+                f"{path.parent}: another process has just given up its start there; try again"
+            )
 
     def sign(self) -> None:
         """Write process and time into the file, for the message that another one gets."""

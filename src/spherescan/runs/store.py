@@ -208,8 +208,9 @@ class RunStore:
 
         What the disk does not let go of stays: either still a run, or what the next start removes.
         """
-        self.close()
+        # Before the lock is let go: afterwards another process may be beginning its run here.
         _remove_start(self._run)
+        self.close()
         _remove_empty(self._made or [self.path])
 
     @property
