@@ -11,9 +11,12 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from spherescan.data.formats import token_parts, token_suffix
 from spherescan.data.formats.opening import chunks, opened
@@ -53,21 +56,26 @@ def cached_shards(files: Sequence[Path], *, vocab_size: int | None, source: str)
             _remove(entry)
     _remove_stale(folder)
     try:
-        write_documents(
-            (token_parts(file, vocab_size) for file in files), entry, vocab_size=vocab_size
-        )
+        write_documents(_documents(files, before, vocab_size), entry, vocab_size=vocab_size)
     except (DataError, StorageError):
         # Another process that imports the same text may have been faster.
         if not entry.is_dir():
             raise
+    return dataclasses.replace(open_shards(entry), source=source)
+
+
+def _documents(
+    files: Sequence[Path], before: Sequence[tuple[int, ...]], vocab_size: int | None
+) -> Iterator[Iterator[NDArray[Any]]]:
+    """Yield the tokens of each file; at the end, before an entry is made, look at all again."""
+    for file in files:
+        yield token_parts(file, vocab_size)
     for file, look in zip(files, before, strict=True):
         if _look(file) != look:
-            _remove(entry)
             raise DataError(
                 f"{source_name(file)}: changed while it was imported; wanted a file that nobody "
                 "writes; try again later"
             )
-    return dataclasses.replace(open_shards(entry), source=source)
 
 
 def cache_folder() -> Path:
