@@ -438,6 +438,12 @@ def test_a_state_that_no_run_wrote_is_told_in_one_line(run, capsys, change):
         assert main(["resume", "run"]) == 4
 
 
+@pytest.mark.parametrize("flag", ["--lock-wait", "--grace-seconds"])
+@pytest.mark.parametrize("value", ["nan", "-1"])
+def test_a_time_that_is_none_is_refused(here, capsys, flag, value):
+    refused(capsys, ["resume", "run", f"{flag}={value}"], 2, flag, value, "0 or more seconds")
+
+
 def test_a_reader_that_leaves_is_no_error(run):
     with spherescan(
         "predict", "run", "train.ts", stdout=subprocess.PIPE, stderr=subprocess.PIPE
