@@ -199,7 +199,7 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
         resume.add_argument(flag, action="store_true", help=text)
     resume.add_argument(
         "--lock-wait",
-        type=_seconds,
+        type=seconds,
         default=0.0,
         metavar="SECONDS",
         help="wait so long for another process that is writing the run (default: 0)",
@@ -306,7 +306,8 @@ def _add_machine(add: _Add) -> None:
     bench.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Parse a time; argparse names this function when it is not even a number."""
     value = float(text)
     if not value >= 0:  # NaN is not
         raise argparse.ArgumentTypeError(f"is {text}; it must be 0 or more seconds")
@@ -321,7 +322,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_care(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace-seconds",
-        type=_seconds,
+        type=seconds,
         default=25.0,
         metavar="SECONDS",
         help="time between a signal to stop and the end: no save is begun that would take longer "
