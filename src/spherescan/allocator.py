@@ -2,11 +2,17 @@
 
 import ctypes
 import os
+from pathlib import Path
 
 # Parameters of mallopt in glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER = -1
 _PAD_BYTES = 64 << 20
+# Of Linux, as a process within sees them: version 2 and version 1 of control groups.
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def keep_freed_memory() -> bool:
@@ -27,5 +33,13 @@ def keep_freed_memory() -> bool:
 
 
 def memory_bytes() -> int:
-    """Return how much memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return how much memory this process may use: that of the machine, or of its container."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CONTAINER_LIMITS:
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.isdecimal():  # not "max"
+            found.append(int(text))
+    return min(found)

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
@@ -10,22 +9,9 @@ from spherescan.data.cache import _remove_stale
 from spherescan.errors import RunDirectoryError
 from spherescan.runs import MetricsLog, RunStore
 from spherescan.runs.folder import Folder
-from spherescan.train import ResumeOptions, resume
+from spherescan.train import ResumeOptions, fork, resume
 from tests.torture import small
-from tests.train.test_training import trainer_for, write_series
-
-
-@pytest.fixture
-def series(tmp_path) -> Path:
-    return write_series(tmp_path / "train.ts")
-
-
-@pytest.fixture
-def run(tmp_path, series) -> Path:
-    trainer = trainer_for(tmp_path, data__train=series, checkpoint__keep=4)
-    trainer.fit()
-    trainer.close()
-    return tmp_path / "run"
+from tests.train.test_training import trainer_for
 
 
 class Killed(BaseException):
@@ -110,3 +96,13 @@ def test_what_another_process_tidies_up_meanwhile_is_no_error(tmp_path, monkeypa
     monkeypatch.setattr(time, "time", another)
     _remove_stale(tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_fork_without_its_best_looks_for_one_anew(run, tmp_path):
+    store = RunStore.open(run)
+    best = {step: store.load(step).state["counters"]["best_step"] for step in store.steps()}
+    step, named = next((s, b) for s, b in best.items() if b not in {None, s})
+    store.checkpoint_path(named).unlink()
+    fork(run, tmp_path / "new", step=step)
+    counters = RunStore.open(tmp_path / "new").load().state["counters"]
+    assert [counters[f"best_{name}"] for name in ("step", "score", "loss")] == [None] * 3

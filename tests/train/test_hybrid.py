@@ -15,7 +15,6 @@ from spherescan.train import Reporter, hybrid_step, resume, start
 from spherescan.train.local import HeadLoss, Passage
 from tests.tolerances import assert_close
 from tests.train import test_training
-from tests.train.test_training import write_series
 
 TINY = test_training.TINY | {"model.n_layers": "3"}
 HEADS = {"local.loss": "prototype"}
@@ -57,11 +56,6 @@ MODES = {
         "model.bidirectional": "true",
     },
 }
-
-
-@pytest.fixture
-def series(tmp_path):
-    return write_series(tmp_path / "train.ts")
 
 
 def trainer_for(tmp_path, series, settings=None, name="run"):

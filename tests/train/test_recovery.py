@@ -18,23 +18,9 @@ from spherescan.errors import (
 from spherescan.inference import Predictor
 from spherescan.runs import inspect_checkpoint, read_checkpoint, read_metrics, write_checkpoint
 from spherescan.train import ResumeOptions, Trainer, fork, resume, start, verify
-from tests.train.test_training import TINY, contents, events_of, trainer_for, write_series
+from tests.train.test_training import TINY, contents, events_of, trainer_for
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-@pytest.fixture
-def series(tmp_path) -> Path:
-    return write_series(tmp_path / "train.ts")
-
-
-@pytest.fixture
-def run(tmp_path, series) -> Path:
-    """A finished run with checkpoints of steps 8 and 12, among others, and of its best."""
-    trainer = trainer_for(tmp_path, data__train=series, checkpoint__keep=4)
-    trainer.fit()
-    trainer.close()
-    return tmp_path / "run"
 
 
 def events(run: Path) -> list[dict[str, object]]:

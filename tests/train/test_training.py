@@ -69,11 +69,6 @@ def write_series(path: Path, *, n: int = 24, n_channels: int = 2, classes: str =
     return path
 
 
-@pytest.fixture
-def series(tmp_path):
-    return write_series(tmp_path / "train.ts")
-
-
 def trainer_for(tmp_path, name="run", **changes) -> Trainer:
     settings = TINY | {"run.dir": str(tmp_path / name)}
     settings |= {key.replace("__", "."): str(value) for key, value in changes.items()}

@@ -535,7 +535,7 @@ def _parse_record(data: bytes) -> str:
 
 
 def _sync_up(path: Path, top: Path) -> None:
-    """Make the names of a folder and of those above it durable, from the top one down."""
+    """Make the names of a folder and of those above it durable, from the last one up."""
     for folder in (*path.relative_to(top).parents,):
         Folder(top / folder).sync()
 

@@ -229,7 +229,8 @@ def fork(run_dir: Path, new_dir: Path, *, step: int | None = None) -> int:
     if best in source.steps() and best != taken:
         wanted.insert(0, source.load(best))
     elif best != taken:  # it was pruned when a later one was better
-        checkpoint.state["counters"]["best_step"] = None
+        nothing = {"best_step": None, "best_score": None, "best_loss": None}
+        checkpoint.state["counters"] |= nothing
     store = RunStore.create(new_dir)
     try:
         MetricsLog(store.metrics_path, run_id=store.run_id, folder=store.folder).close()
