@@ -17,7 +17,7 @@ from spherescan.cli import main
 from spherescan.config import RunConfig, load_config, parse_config, settings, to_toml
 from spherescan.errors import ConfigError
 
-EXAMPLES = int(os.environ.get("SPHERESCAN_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("SPHERESCAN_EXAMPLES", "1000"))
 NAMES = [name for name, _ in settings()]
 
 

@@ -285,6 +285,21 @@ def test_no_change_of_the_data_goes_unnoticed(
         assert not events(Path(f"run-on-{kind}"), "change")[1:]
 
 
+def test_another_world_size_is_refused(run, capsys, monkeypatch):
+    before = sorted(run.rglob("*"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for arguments in (
+        ["resume", "run", "--run.steps=13"],
+        ["train", "--data.train=train.ts", "--run.dir=other", *FLAGS],
+    ):
+        assert main(arguments) == 2
+        assert "WORLD_SIZE is 2; a run is trained by 1 process" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+    assert not Path("other").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["resume", "run", "--run.steps=13", "--quiet"]) == 0
+
+
 def test_workers_and_their_depth_change_no_bit(here):
     rng = np.random.default_rng(0)
     write_shards([rng.integers(0, 9, n) for n in (50, 70, 90)], Path("text"), vocab_size=9)

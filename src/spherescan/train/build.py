@@ -15,7 +15,12 @@ from spherescan.ops.form import selected_form
 from spherescan.paths import user_path
 from spherescan.runs import Checkpoint, LogPosition, MetricsLog, RunStore
 from spherescan.train.depth import grow, load_base, read_base
-from spherescan.train.environment import differences, environment, seed_generators
+from spherescan.train.environment import (
+    differences,
+    environment,
+    expect_one_process,
+    seed_generators,
+)
 from spherescan.train.problem import Problem, expect_same_data, open_problem, with_layers
 from spherescan.train.trainer import Trainer
 
@@ -60,6 +65,7 @@ def start(config: RunConfig, *, require_lock: bool = True) -> Trainer:
         LockedError: Another process is beginning a run there.
         StorageError: The disk refused. In all of these cases nothing is left behind.
     """
+    expect_one_process()
     if config.run.dir is None:
         raise ConfigError("run.dir is missing; name a new folder for the run")
     _prepare_torch(config, threads=config.run.threads)
@@ -101,6 +107,7 @@ def resume(
         RunDirectoryError: There is no run, or its metrics are not those of the checkpoint.
         StorageError: The disk refused.
     """
+    expect_one_process()
     options = options or ResumeOptions()
     store = RunStore.open(run_dir)
     try:

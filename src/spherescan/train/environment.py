@@ -1,6 +1,7 @@
 """What the bits of a run depend on besides its configuration and its data."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from spherescan import __version__
 from spherescan.data.order import derived_seed
-from spherescan.errors import CheckpointError
+from spherescan.errors import CheckpointError, ConfigError
 from spherescan.ops import native
 from spherescan.ops.form import selected_form
 from spherescan.ops.linear import onednn_is_faster
@@ -41,6 +42,19 @@ def differences(saved: dict[str, str | int] | None) -> dict[str, list[str | int 
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     }
+
+
+def expect_one_process() -> None:
+    """Refuse to be one of several processes of a launcher such as torchrun.
+
+    Raises:
+        ConfigError: It is: each would train the whole run, and all but one be refused the folder.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE is {size}; a run is trained by 1 process; start it without a launcher"
+        )
 
 
 def seed_generators(seed: int) -> None:
