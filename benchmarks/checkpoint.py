@@ -3,8 +3,10 @@
     python benchmarks/checkpoint.py [--rounds 11] [--folder FOLDER]
 
 The large run has about 100 million parameters, so with AdamW's moments 1.2 GB. Its saves and plain
-writes of as many bytes, each with an fsync, take turns; either removes the file before last, which
-is part of its time. Memory is the peak of the process during the saves against what it held before.
+writes of as many bytes, each with an fsync, take turns. "whole save" is all that a run waits for,
+the removal of an older checkpoint included; "commit" is the same without that removal. Nothing is
+removed within the time of a plain write. Ratios are given both ways, of each round and of medians.
+Memory is the peak of the process during the saves against what it held before.
 The demo is examples/japanese_vowels.toml with a checkpoint every 200 steps: the time within those
 saves against that of the whole training.
 """
@@ -55,35 +57,47 @@ def large(folder: Path, rounds: int) -> None:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     newest = max((folder / "large" / "ckpt").glob("step-*"))
     data = newest.read_bytes()
-    saves, plain = [], []
+    saves, commits, plain = [], [], []
     before, peak = 0, 0
+    prune, pruning = trainer.store.prune, [0.0]
+
+    def timed_prune(*, keep: int) -> None:
+        began = time.perf_counter()
+        prune(keep=keep)
+        pruning[0] = time.perf_counter() - began
+
+    trainer.store.prune = timed_prune  # type: ignore[method-assign]
     for turn in range(rounds + 1):
-        plain.append(
-            seconds_to_write(folder / f"plain-{turn}", data, old=folder / f"plain-{turn - 2}")
-        )
+        plain.append(seconds_to_write(folder / "plain", data))
         trainer.counters.step += 1
         before, began = start_peak(), time.perf_counter()
         trainer.save()
         saves.append(time.perf_counter() - began)
+        commits.append(saves[-1] - pruning[0])
         peak = max(peak, status("VmHWM") - before)
         if turn == 0:  # warming up
-            saves.clear()
-            plain.clear()
+            for seconds in (saves, commits, plain):
+                seconds.clear()
     trainer.close()
-    ratio = statistics.median(saves) / statistics.median(plain)
-    print(f"parameters: {parameters / 1e6:.1f} M, file: {len(data) / 1e9:.2f} GB")
-    print(
-        f"save: {statistics.median(saves):.2f} s, written plainly: {statistics.median(plain):.2f} s"
-    )
-    print(
-        f"save / written plainly: {ratio:.2f}, medians of {rounds}; each save and each plain one:"
-    )
-    print("  ", ", ".join(f"{s:.2f} {p:.2f}" for s, p in zip(saves, plain, strict=True)))
+    print(f"parameters: {parameters / 1e6:.1f} M, file: {len(data) / 1e9:.2f} GB, {rounds} rounds")
+    print(f"written plainly: {statistics.median(plain):.2f} s ({listed(plain)})")
+    for name, found in (("whole save", saves), ("commit", commits)):
+        each = [ours / theirs for ours, theirs in zip(found, plain, strict=True)]
+        of_medians = statistics.median(found) / statistics.median(plain)
+        print(f"{name}: {statistics.median(found):.2f} s ({listed(found)})")
+        print(
+            f"  / written plainly: {of_medians:.2f} of medians, {statistics.median(each):.2f} each"
+        )
     print(f"peak memory of a save: {peak / 2**20:.0f} MiB more than before")
 
 
-def seconds_to_write(path: Path, data: bytes, *, old: Path) -> float:
-    """Write a new file in pieces, wait until it is on the disk, remove another; return how long."""
+def listed(values: list[float]) -> str:
+    """Return numbers as text."""
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def seconds_to_write(path: Path, data: bytes) -> float:
+    """Write a new file in pieces and wait until it is on the disk; return how long that takes."""
     view, began = memoryview(data), time.perf_counter()
     with path.open("wb", buffering=0) as file:
         for at in range(0, len(data), PIECE):
@@ -91,8 +105,9 @@ def seconds_to_write(path: Path, data: bytes, *, old: Path) -> float:
             while rest:
                 rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
-    old.unlink(missing_ok=True)
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return seconds
 
 
 def start_peak() -> int:
