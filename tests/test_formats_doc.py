@@ -122,6 +122,17 @@ def checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(content[:end], json.loads(content[8:end]), content[end:])
 
 
+def digest_in(found: Checkpoint) -> bytes:
+    size = int(re.search(r"piece of (\d+) bytes", table("Checkpoints", "bytes")[-1][1])[1])
+    digest = sha256(found.head)
+    for name in list(found.tensors)[:-1]:
+        rest = found.bytes_of(name)
+        while rest:
+            digest.update(sha256(rest[:size]).digest())
+            rest = rest[size:]
+    return digest.digest()
+
+
 def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "ckpt").glob("step-*"))
 
@@ -445,7 +456,7 @@ class TestCheckpoints:
                 assert [last] == spans(table("Checkpoints", "bytes")[-1][1])
                 assert {(*entry,) for entry in found.tensors.values()} == {keys}
                 assert (commit["dtype"], commit["shape"]) == ("U8", [32])
-                assert found.bytes_of(last) == sha256(content[:-32]).digest() == content[-32:]
+                assert found.bytes_of(last) == digest_in(found) == content[-32:]
                 sizes = [
                     {"F32": 4, "U8": 1}[entry["dtype"]] * math.prod(entry["shape"])
                     for entry in found.tensors.values()
@@ -462,7 +473,7 @@ class TestCheckpoints:
     def test_the_metadata(self, world):
         text = section("Checkpoints").split("First comes")[1].split("Then every tensor")[0]
         first, *names = spans(text)
-        schema = re.search(r"`spherescan.schema`, the schema of the state, \"(\d+)\"", text)
+        schema = re.search(r"`spherescan.schema`, the schema, \"(\d+)\"", text)
         for found in world.checkpoints:
             assert next(iter(found.entries)) == first
             assert list(found.metadata) == names
@@ -578,12 +589,19 @@ class TestCheckpoints:
         for path in paths:
             found = checkpoint(path)
             assert found.metadata["spherescan.schema"] == "1"
-            assert found.bytes_of("~commit.sha256") == sha256(path.read_bytes()[:-32]).digest()
             state = found.state
             missing = {name for name in fields if "." not in name} - state.keys()
             assert missing == added.keys()
             counters = state["counters"] | {equal: state["counters"][to]}
             assert read_checkpoint(path).state == state | added | {"counters": counters}
+        older = [*paths, *(GOLDEN / "schema-2" / "ckpt").iterdir()]
+        assert (
+            "Files of schemas 1 and 2 end with the SHA-256 of all bytes before the last 32" in text
+        )
+        for path in older:
+            content = path.read_bytes()
+            assert sha256(content[:-32]).digest() == content[-32:]
+            assert read_checkpoint(path).digest == content[-32:].hex()
         assert f"A schema above {container.SCHEMA} is refused" in text
 
 

@@ -1,5 +1,4 @@
 import errno
-import hashlib
 import json
 import os
 import struct
@@ -26,6 +25,7 @@ from spherescan.runs.container import (
 )
 from spherescan.runs.header import DTYPES, parse_header
 from spherescan.strict_json import parse_json
+from tests.signing import signed
 
 STATE = {"step": 7, "loss": 0.1, "config": "a\n\u00e9", "order": [1, [2, None]], "seed": 2**64 - 1}
 METADATA = {
@@ -53,7 +53,7 @@ def forged(text: str | bytes, data: bytes = b"") -> bytes:
     """A file with any header and a digest that is right: what an attacker would make."""
     text = text if isinstance(text, bytes) else text.encode()
     body = struct.pack("<Q", len(text)) + text + data
-    return body + hashlib.sha256(body).digest()
+    return signed(body)
 
 
 def header_text(entries: dict[str, object], n_data: int, metadata: object = METADATA) -> str:
@@ -105,8 +105,8 @@ class TestRoundTrip:
         write_checkpoint(tmp_path / "c", {"x": tensor}, {})
         assert_same(read_checkpoint(tmp_path / "c").tensors["x"], tensor.detach().resolve_neg())
 
-    def test_a_tensor_larger_than_a_chunk_comes_back(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(container, "CHUNK_BYTES", 24)
+    def test_a_tensor_larger_than_a_piece_comes_back(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(container, "PIECE_BYTES", 24)
         tensors = {"x": torch.arange(101), "mask": torch.arange(101) % 3 == 0}
         digest = write_checkpoint(tmp_path / "c", tensors, {})
         assert_same(read_checkpoint(tmp_path / "c").tensors["x"], tensors["x"])
@@ -132,10 +132,14 @@ class TestRoundTrip:
         assert metadata["spherescan.schema"] == str(SCHEMA)
         assert json.loads(metadata["spherescan.state"]) == STATE
 
-    def test_the_last_bytes_are_the_hash_of_all_before(self, tmp_path):
-        digest = write_checkpoint(tmp_path / "c", small_tensors(), STATE)
+    def test_the_last_bytes_are_the_digest_of_all_before(self, tmp_path):
+        large = {"large": torch.arange(5 << 20), "columns": torch.arange(1 << 20).reshape(4, -1).T}
+        empty = {"empty": torch.zeros(0, 3)}
+        digest = write_checkpoint(tmp_path / "c", small_tensors() | large | empty, STATE)
         raw = (tmp_path / "c").read_bytes()
-        assert hashlib.sha256(raw[:-32]).digest() == raw[-32:] == bytes.fromhex(digest)
+        assert signed(raw[:-32]) == raw
+        assert raw[-32:] == bytes.fromhex(digest)
+        assert inspect_checkpoint(tmp_path / "c").digest == digest
 
     def test_the_order_of_the_tensors_given_does_not_matter(self, tmp_path):
         tensors = small_tensors() | {"z": torch.ones(1), "a": torch.zeros(1)}
@@ -382,7 +386,7 @@ class TestForgedHeaders:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"spherescan.schema": str(SCHEMA + 1)}, "schema 3.*upgrade"),
+            ({"spherescan.schema": str(SCHEMA + 1)}, "schema 4.*upgrade"),
             ({"spherescan.schema": "0"}, "not a number"),
             ({"spherescan.schema": "1 "}, "not a number"),
             ({"spherescan.schema": None}, "no spherescan.schema"),

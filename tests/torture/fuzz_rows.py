@@ -29,6 +29,7 @@ from spherescan.runs import (
 from spherescan.runs.events import EventLog
 from spherescan.runs.folder import Folder
 from spherescan.train import resume
+from tests.signing import signed
 from tests.torture import everything, small
 from tests.torture.faults import Faults
 from tests.torture.forking import in_child
@@ -129,7 +130,7 @@ def _forged(data: bytes, rng: random.Random) -> bytes:
     else:
         end = text.rfind(b"}") + 1
         body = struct.pack("<Q", end) + text
-    return body + hashlib.sha256(body).digest()
+    return signed(body)
 
 
 def checkpoints(root: Path) -> Target:

@@ -5,7 +5,6 @@ Runs by the command line. What is refused is refused with one line, and nothing 
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from spherescan.inference import Predictor
 from spherescan.runs import read_checkpoint, read_metrics, write_checkpoint
 from spherescan.runs.container import SCHEMA
 from spherescan.train import Reporter, ResumeOptions, resume, start
+from tests.signing import signed
 from tests.test_cli import refused
 from tests.train.test_training import TINY, contents, without_run_id, write_series
 
@@ -79,7 +79,7 @@ def test_a_newer_schema_is_refused_with_the_version_that_reads_it(run, capsys):
     was, new = (f'"spherescan.schema":"{schema}"'.encode() for schema in (SCHEMA, SCHEMA + 1))
     assert data.count(was) == 1
     data = data[:-32].replace(was, new)
-    newest.write_bytes(data + hashlib.sha256(data).digest())
+    newest.write_bytes(signed(data))
     said = (newest.name, f"has schema {SCHEMA + 1}", "upgrade spherescan to a version that reads")
     for verb, *more in READERS:
         choice = ["--checkpoint=newest"] if verb in {"evaluate", "predict"} else []

@@ -1,9 +1,10 @@
-"""One checkpoint is one file: safetensors, with a SHA-256 of every byte before it as last tensor.
+"""One checkpoint is one file: safetensors, with a digest of every byte before it as last tensor.
 
 Writing is a commit: the file is there, whole and on the disk, or it is not there. Reading verifies
 everything before it returns anything, runs no code from the file, and allocates no more than the
 file is long. The last tensor, `~commit.sha256`, is the commit record; any safetensors reader can
-read the file and will see it as 32 more bytes.
+read the file and will see it as 32 more bytes. It is the SHA-256 of all before the data of the
+tensors, and of the SHA-256 of each piece of that data, so that several threads can make it.
 """
 
 import errno
@@ -13,9 +14,8 @@ import os
 import re
 import secrets
 import stat
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +43,19 @@ __all__ = [
     "write_checkpoint",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 COMMIT = "~commit.sha256"
 MAX_STATE_DEPTH = 64
-# Large enough for full disk speed, small enough never to matter beside the tensors.
-CHUNK_BYTES = 8 << 20
+# What is hashed on its own, a part of the format: large enough for full disk speed, small enough
+# never to matter beside the tensors, and enough of them to keep several cores busy.
+PIECE_BYTES = 8 << 20
+# In these schemas the digest was the SHA-256 of every byte before it.
+_HASHED_AT_ONCE = {"1", "2"}
+_N_HASHERS = 2
 # What a save leaves free, so that metrics and events can still be written.
 RESERVE_BYTES = 16 << 20
 # A thread takes about 50 microseconds to be given work, in which SHA-256 does 64 KiB.
 _WORTH_A_THREAD = 1 << 16
-# Pieces that are written and not hashed yet; a copy of a tensor that is not contiguous waits too.
-_MOST_WAITING = 4
 _DIGEST_BYTES = 32
 # The length field, the smallest header that could name anything, and the digest.
 _MIN_BYTES = 48
@@ -264,7 +266,9 @@ def _expect_room(folder: Folder, n_bytes: int) -> None:
 
 
 def _reserve(file: int, n_bytes: int) -> None:
-    """Take the room for the file now, where the file system can."""
+    """Take the room for the file now, where the system can."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
     try:
         os.posix_fallocate(file, 0, n_bytes)
     except OSError as error:
@@ -273,33 +277,44 @@ def _reserve(file: int, n_bytes: int) -> None:
 
 
 def _write_hashed(file: int, head: bytes, tensors: list[Tensor]) -> str:
-    """Write everything while another thread hashes it, and the digest at the end."""
-    sha = hashlib.sha256(head)
+    """Write everything while other threads hash it, and the digest at the end."""
     write_all(file, memoryview(head))
-    at, hashing = len(head), deque[Future[None]]()
-    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as hasher:
+    at, digests = len(head), list[Future[bytes]]()
+    with ThreadPoolExecutor(_N_HASHERS, thread_name_prefix="checkpoint") as hashers:
         for tensor in tensors:
-            view = _bytes_of(tensor.detach().resolve_neg().contiguous())
-            for start in range(0, len(view), CHUNK_BYTES):
-                piece = view[start : start + CHUNK_BYTES]
-                if hashing or len(piece) >= _WORTH_A_THREAD:
-                    hashing.append(hasher.submit(sha.update, piece))
+            whole = tensor.detach().resolve_neg().contiguous()
+            for piece in _pieces(_bytes_of(whole)):
+                if len(piece) >= _WORTH_A_THREAD:
+                    digests.append(hashers.submit(_digest, piece))
                 else:
-                    sha.update(piece)
+                    digests.append(Future())
+                    digests[-1].set_result(_digest(piece))
                 write_all(file, piece)
                 at += len(piece)
-                if len(piece) == CHUNK_BYTES:
+                if len(piece) == PIECE_BYTES:
                     _begin_to_sync(file, at - len(piece), len(piece))
-                while hashing and (hashing[0].done() or len(hashing) > _MOST_WAITING):
-                    hashing.popleft().result()
-        while hashing:
-            hashing.popleft().result()
+            if whole.data_ptr() != tensor.data_ptr():
+                wait(digests)  # one copy at a time takes memory
+    sha = hashlib.sha256(head)
+    for digest in digests:
+        sha.update(digest.result())
     write_all(file, memoryview(sha.digest()))
     return sha.hexdigest()
 
 
+def _pieces(view: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(view), PIECE_BYTES):
+        yield view[start : start + PIECE_BYTES]
+
+
+def _digest(piece: memoryview) -> bytes:
+    return hashlib.sha256(piece).digest()
+
+
 def _begin_to_sync(file: int, start: int, n_bytes: int) -> None:
     """Let the disk begin with what was just written, so that the fsync has less to wait for."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
     with suppress(OSError):  # advice that is refused costs time, and nothing else
         os.posix_fadvise(file, start, n_bytes, os.POSIX_FADV_DONTNEED)
 
@@ -353,6 +368,7 @@ class _Reader:
             )
         self.tensors = header.tensors[:-1]
         self._metadata = header.metadata
+        self._in_pieces = self._metadata.get("spherescan.schema") not in _HASHED_AT_ONCE
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """Read the next tensor."""
@@ -362,17 +378,18 @@ class _Reader:
             raise CheckpointError(
                 f"{self._path} needs {info.n_bytes} bytes for {info.name}, more memory than is free"
             ) from None
-        self._fill(_bytes_of(tensor))
+        for piece in _pieces(_bytes_of(tensor)):
+            self._piece(piece)
         if info.dtype is torch.bool and not _is_bool(tensor):
             raise ValueError(f"{info.name} is BOOL and holds bytes other than 0 and 1")
         return tensor
 
     def skip(self, info: TensorInfo) -> None:
         """Hash the next tensor only, with the checks that `tensor` makes of its values."""
-        scratch = torch.empty(min(info.n_bytes, CHUNK_BYTES), dtype=torch.uint8)
-        for start in range(0, info.n_bytes, CHUNK_BYTES):
+        scratch = torch.empty(min(info.n_bytes, PIECE_BYTES), dtype=torch.uint8)
+        for start in range(0, info.n_bytes, PIECE_BYTES):
             piece = scratch[: info.n_bytes - start]
-            self._fill(_bytes_of(piece))
+            self._piece(_bytes_of(piece))
             if info.dtype is torch.bool and not _is_bool(piece):
                 raise ValueError(f"{info.name} is BOOL and holds bytes other than 0 and 1")
 
@@ -407,17 +424,19 @@ class _Reader:
     def _bytes(self, n: int) -> bytes:
         buffer = bytearray(n)
         self._fill(memoryview(buffer))
+        self._sha.update(buffer)
         return bytes(buffer)
 
-    def _fill(self, view: memoryview) -> None:
-        for start in range(0, len(view), CHUNK_BYTES):
-            piece = rest = view[start : start + CHUNK_BYTES]
-            while rest:
-                n_read = self._file.readinto(rest)
-                if not n_read:
-                    raise ValueError("it became shorter while it was read")
-                rest = rest[n_read:]
-            self._sha.update(piece)
+    def _piece(self, piece: memoryview) -> None:
+        self._fill(piece)
+        self._sha.update(_digest(piece) if self._in_pieces else piece)
+
+    def _fill(self, rest: memoryview) -> None:
+        while rest:
+            n_read = self._file.readinto(rest)
+            if not n_read:
+                raise ValueError("it became shorter while it was read")
+            rest = rest[n_read:]
 
 
 @contextmanager

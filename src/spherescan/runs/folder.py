@@ -6,12 +6,15 @@ import stat
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 from spherescan.errors import ConfigError, RunDirectoryError, StorageError
 
 # What a path itself is wrong about, as against what the system refuses. EEXIST is what making a
 # folder says of a link that leads nowhere.
 _WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EEXIST}
+
+WORTH_A_THREAD = 16 << 20  # bytes; work on fewer is done sooner than a thread begins
 
 
 class Folder:
@@ -103,6 +106,27 @@ class Folder:
         except FileNotFoundError:
             if not missing_ok:
                 raise
+
+    def remove_large(self, name: str) -> Thread | None:
+        """Remove a name; return the thread that then frees what a large file took, if it is one.
+
+        The name is gone on return. Freeing the pages of a gigabyte takes a fifth of a second, and
+        the system does it when the last descriptor is closed: so one is held open until then.
+        """
+        held = None
+        with suppress(OSError):  # then it is removed without
+            held = self._open(name, os.O_RDONLY)
+        freeing = None
+        try:
+            self.remove(name)
+            if held is not None and os.fstat(held).st_size >= WORTH_A_THREAD:
+                freeing = Thread(target=close_quietly, args=(held,), name="freeing")
+                freeing.start()
+                held = None
+        finally:
+            if held is not None:
+                os.close(held)
+        return freeing
 
     def read(self, name: str, *, limit: int) -> bytes:
         """Return the bytes of a regular file.

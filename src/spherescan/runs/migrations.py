@@ -39,4 +39,9 @@ def _from_1(state: State) -> State:
     }
 
 
-_MIGRATIONS: dict[int, Callable[[State], State]] = {1: _from_1}
+def _from_2(state: State) -> State:
+    """Return it as it is: schema 3 changed how a file is hashed."""
+    return state
+
+
+_MIGRATIONS: dict[int, Callable[[State], State]] = {1: _from_1, 2: _from_2}

@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from torch import Tensor
@@ -70,6 +71,8 @@ class RunStore:
         self._events: EventLog | None = None
         # The best step that each checkpoint names which this process has written or read whole.
         self._verified: dict[int, int | None] = {}
+        # What frees the room of the checkpoint that was removed last.
+        self._freeing: Thread | None = None
         # Folders that were not there before `create`, the run's own first.
         self._made: list[Path] = []
 
@@ -196,6 +199,7 @@ class RunStore:
 
     def close(self) -> None:
         """Let go of the run; closing twice is harmless."""
+        self._wait_for_room()
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -273,6 +277,7 @@ class RunStore:
             CheckpointError: What was read back is not what was written.
         """
         began = time.monotonic()
+        self._wait_for_room()
         path = self.checkpoint_path(step)
         whole = {**state, "run_id": self.run_id, "step": step}
         digest = write_checkpoint(path, tensors, whole, folder=self._checkpoints)
@@ -458,13 +463,20 @@ class RunStore:
                     kept += 1
                     best_steps.add(self._verified[step])
             elif step not in best_steps:
+                self._wait_for_room()
                 try:
-                    self._checkpoints.remove(_name(step))
+                    self._freeing = self._checkpoints.remove_large(_name(step))
                 except OSError as error:
                     raise StorageError(
                         f"{self.checkpoint_path(step)}: cannot be removed: {error.strerror}"
                     ) from error
                 self._verified.pop(step, None)
+
+    def _wait_for_room(self) -> None:
+        """Wait until what was removed last has left the disk."""
+        if self._freeing is not None:
+            self._freeing.join()
+            self._freeing = None
 
     def _is_whole(self, step: int) -> bool:
         """Verify a checkpoint once; set it aside when it is damaged."""

@@ -65,7 +65,8 @@ def optimizer_tensors(
         if parameter.requires_grad:
             state = optimizer.state.get(parameter, {})
             for moment in _MOMENTS:
-                tensors[f"{moment}/{name}"] = state.get(moment, torch.zeros_like(parameter))
+                moments = state[moment] if moment in state else torch.zeros_like(parameter)
+                tensors[f"{moment}/{name}"] = moments
             tensors[f"step/{name}"] = state.get("step", torch.zeros(()))
     return tensors
 
