@@ -1,5 +1,6 @@
 """Use a trained run."""
 
 from spherescan.inference.predictor import Predictor
+from spherescan.inference.stream import Prediction, Stream
 
-__all__ = ["Predictor"]
+__all__ = ["Prediction", "Predictor", "Stream"]

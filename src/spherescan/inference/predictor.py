@@ -13,11 +13,13 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from spherescan.config import parse_config
 from spherescan.data import Batch, SeriesTable, Task
 from spherescan.data.series import expect_channels, series_batches
 from spherescan.data.tokens import collate_tokens
 from spherescan.errors import CheckpointError, DataError
-from spherescan.losses import from_cosine
+from spherescan.inference.decision import decide
+from spherescan.inference.stream import Stream
 from spherescan.nn import ModelDescription, SequenceModel
 from spherescan.nn.pooling import last_pool
 from spherescan.runs import Checkpoint, RunStore
@@ -110,17 +112,17 @@ class Predictor:
             DataError: Another channel count, a value that is not finite, a token outside the
                 vocabulary, or an empty sequence.
         """
-        cosines = self.cosines(sequences)
-        match self.task.kind:
-            case "classification":
-                return [self.task.class_names[i] for i in cosines.argmax(1)]
-            case "regression":
-                # In float64: a range may be narrow beside the size of its values.
-                return from_cosine(
-                    cosines[:, 0].double(), lower=self.task.lower, upper=self.task.upper
-                ).numpy()
-            case "next_token":
-                return cosines.argmax(1).numpy()
+        return decide(self.task, self.cosines(sequences))
+
+    def stream(self) -> Stream:
+        """Return a stream that answers the same for a sequence that still grows.
+
+        Raises:
+            ConfigError: A bidirectional model, or a configuration that is none.
+        """
+        prototypes = parse_config(self.config).prototypes
+        scale = prototypes.scale if prototypes.loss == "softmax" else None
+        return Stream(self.description, self.model, self.task, scale=scale)
 
     def cosines(self, sequences: Sequence[ArrayLike]) -> Float[Tensor, "n k"]:
         """Return the cosine of each sequence with each prototype; arguments as of `predict`."""

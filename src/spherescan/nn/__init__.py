@@ -12,6 +12,7 @@ from spherescan.nn.pooling import POOLING_NAMES, AttentionPool, Pooling
 from spherescan.nn.prototypes import PrototypeHead
 from spherescan.nn.published import load_published
 from spherescan.nn.separation import separation_bound
+from spherescan.nn.streaming import StreamState, extend_stream, read_out_stream, start_stream
 
 __all__ = [
     "MIXERS",
@@ -28,9 +29,13 @@ __all__ = [
     "PrototypeHead",
     "SequenceModel",
     "SeriesEmbedding",
+    "StreamState",
+    "extend_stream",
     "freeze",
     "insert_blocks",
     "load_published",
+    "read_out_stream",
     "separated_prototypes",
     "separation_bound",
+    "start_stream",
 ]

@@ -1,0 +1,145 @@
+"""A model read position by position: what it carries, and the same answer as for the whole.
+
+Letters: b batch, l length, c series channels, m model width, d prototype dimension.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spherescan.nn.block import Block
+from spherescan.nn.local_head import LocalHead
+from spherescan.nn.mamba import Mamba, MambaState
+from spherescan.nn.model import SequenceModel
+from spherescan.nn.pooling import Pooling
+from spherescan.nn.running import RunningPool, extend_pool, pooled, start_pool
+
+# The name of the last head beside those of local heads, which are numbers of blocks.
+_LAST = "last"
+
+
+class StreamState(NamedTuple):
+    """What a model carries from one position to the next; its size does not depend on the length.
+
+    Attributes:
+        mixers: State of each block.
+        pools: What each head that takes part in predictions has pooled so far.
+    """
+
+    mixers: tuple[MambaState, ...]
+    pools: dict[str, RunningPool]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor under a name."""
+        found = {
+            f"mixers/{index}/{name}": tensor
+            for index, mixer in enumerate(self.mixers)
+            for name, tensor in mixer._asdict().items()
+        }
+        for head, pool in self.pools.items():
+            for kind, kept in pool.items():
+                for name, tensor in kept._asdict().items():
+                    found[f"pools/{head}/{kind}/{name}"] = tensor
+        return found
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> "StreamState":
+        """Return a state of the same structure with other values, by the names of `tensors`."""
+        mixers = tuple(
+            MambaState(*(tensors[f"mixers/{index}/{name}"] for name in mixer._fields))
+            for index, mixer in enumerate(self.mixers)
+        )
+        pools = {
+            head: {
+                kind: type(kept)(*(tensors[f"pools/{head}/{kind}/{n}"] for n in kept._fields))
+                for kind, kept in pool.items()
+            }
+            for head, pool in self.pools.items()
+        }
+        return StreamState(mixers, pools)
+
+
+def start_stream(model: SequenceModel, *, batch: int) -> StreamState:
+    """Return the state before the first position of `batch` sequences.
+
+    Raises:
+        ValueError: A bidirectional model.
+    """
+    mixers = [_mixer(block) for block in model.layers]
+    pools = {
+        name: start_pool(pool, batch=batch, d_model=mixers[0].d_model)
+        for name, pool in _pools(model).items()
+    }
+    return StreamState(tuple(mixer.initial_state(batch) for mixer in mixers), pools)
+
+
+def extend_stream(
+    model: SequenceModel, state: StreamState, inputs: Int[Tensor, "b l"] | Float[Tensor, "b l c"]
+) -> StreamState:
+    """Read positions, at least one.
+
+    Args:
+        model: In eval mode.
+        state: What the positions before have left. It is not changed.
+        inputs: Token ids, or series.
+    """
+    x, update = model.begin(inputs), None
+    alone = x.shape[1] == 1
+    if alone:
+        x = x[:, 0]
+    mixers, pools = [], {}
+    for index, (block, before) in enumerate(zip(model.layers, state.mixers, strict=True)):
+        assert isinstance(block, Block)
+        mixer = _mixer(block)
+        normed, x = block.norm(x, update)
+        update, after = (mixer.step if alone else mixer)(normed, before)
+        mixers.append(after)
+        if (name := str(index)) in state.pools:
+            head = _local_head(model, name)
+            pools[name] = _pool_more(head.pool, state.pools[name], head.norm(x + update)[0])
+    pools[_LAST] = _pool_more(model.pool, state.pools[_LAST], model.norm_f(x, update)[0])
+    return StreamState(tuple(mixers), pools)
+
+
+def read_out_stream(model: SequenceModel, state: StreamState) -> Float[Tensor, "b d"]:
+    """Return what `SequenceModel.embed` makes of all positions so far, at least one.
+
+    Of a model without pooling it is the vector of the last position.
+    """
+    dtype = model.head.weight.dtype
+    z: Tensor = model.projection(pooled(state.pools[_LAST], dtype))
+    if not model.averaged:
+        return z
+    local = [
+        _local_head(model, name).projection(pooled(pool, dtype))
+        for name, pool in state.pools.items()
+        if name != _LAST
+    ]
+    return torch.stack([functional.normalize(each, dim=-1) for each in (*local, z)]).mean(0)
+
+
+def _pools(model: SequenceModel) -> dict[str, Pooling | None]:
+    """Return the pooling of each head that takes part in predictions, in the order of blocks."""
+    names = [str(index) for index in range(len(model.layers)) if model.averaged]
+    local = {n: _local_head(model, n).pool for n in names if n in model.local_heads}
+    return {**local, _LAST: model.pool}
+
+
+def _pool_more(pool: Pooling | None, running: RunningPool, x: Tensor) -> RunningPool:
+    return extend_pool(pool, running, x[:, None] if x.ndim == 2 else x)
+
+
+def _local_head(model: SequenceModel, name: str) -> LocalHead:
+    head = model.local_heads[name]
+    assert isinstance(head, LocalHead)
+    return head
+
+
+def _mixer(block: nn.Module) -> Mamba:
+    assert isinstance(block, Block)
+    if block.mixer_backward is not None:
+        raise ValueError("a bidirectional model reads each sequence from its end too")
+    assert isinstance(block.mixer, Mamba)
+    return block.mixer
