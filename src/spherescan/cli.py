@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
@@ -37,7 +37,8 @@ from spherescan.errors import CheckpointError, ConfigError, DataError, Spheresca
 from spherescan.paths import user_path
 
 if TYPE_CHECKING:
-    from spherescan.inference import Predictor
+    from spherescan.data import Task
+    from spherescan.inference import Prediction, Predictor
     from spherescan.train import Reporter, Trainer
 
 
@@ -248,6 +249,30 @@ def _add_uses(add: _Add) -> None:
     predict.add_argument("data", help="data; labels are not looked at")
     _add_checkpoint(predict)
     predict.add_argument("--json", action="store_true", help="print one JSON object per sequence")
+
+    stream = add(
+        "stream",
+        _stream,
+        "Print predictions of sequences as they come in: one sample, or tokens, per line of "
+        "standard input; an empty line begins a new sequence.",
+    )
+    stream.add_argument("run", type=Path, help="folder of the run")
+    stream.add_argument("data", nargs="?", choices=["-"], default="-", help="standard input")
+    _add_checkpoint(stream)
+    stream.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="predict after every N lines, and after the last of a sequence (default: 1)",
+    )
+    stream.add_argument(
+        "--restore", type=Path, metavar="FILE", help="go on where another stream was saved"
+    )
+    stream.add_argument(
+        "--save", type=Path, metavar="FILE", help="save the stream here when the input has ended"
+    )
+    stream.add_argument("--json", action="store_true", help="print one JSON object per prediction")
 
 
 def _add_files(add: _Add) -> None:
@@ -637,6 +662,60 @@ def _predict(options: argparse.Namespace) -> int:
         else:
             print(*case.values(), value, sep="\t")
     return 0
+
+
+def _stream(options: argparse.Namespace) -> int:
+    if options.every < 1:
+        raise ConfigError(f"--every is {options.every}; it must be at least 1")
+    predictor = _load(options)
+    import torch
+
+    from spherescan.data.formats.sample_lines import sample_lines, token_lines
+    from spherescan.inference import answers
+
+    torch.set_num_threads(1)  # one sample is too little to share
+    stream = predictor.stream()
+    if options.restore is not None:
+        stream.restore(options.restore)
+    if sys.stdin is None:
+        raise DataError("standard input is closed; pipe samples into it")
+    description = predictor.description
+    lines: Iterable[Any] = (
+        sample_lines(sys.stdin.buffer, description.n_channels)
+        if description.n_channels is not None
+        else token_lines(sys.stdin.buffer, description.vocab_size or 0)
+    )
+    sequence = 0
+    for prediction in answers(stream, lines, every=options.every):
+        if prediction is not None:
+            print(_line_of(prediction, sequence, predictor.task, options), flush=True)
+            continue
+        sequence += 1
+        if not options.json:
+            print(flush=True)
+    if options.save is not None:
+        stream.save(options.save)
+    return 0
+
+
+def _line_of(
+    prediction: "Prediction", sequence: int, task: "Task", options: argparse.Namespace
+) -> str:
+    if not options.json:
+        confidence = prediction.confidence
+        shown = [] if confidence is None else [f"{confidence:.4f}"]
+        return "\t".join([str(prediction.n_steps), str(prediction.value), *shown])
+    facts: dict[str, Any] = {
+        "sequence": sequence,
+        "n_steps": prediction.n_steps,
+        "prediction": prediction.value,
+    }
+    if prediction.confidence is not None:
+        facts["confidence"] = prediction.confidence
+    if task.class_names:
+        cosines = prediction.cosines.tolist()
+        facts["cosines"] = dict(zip(task.class_names, cosines, strict=True))
+    return json.dumps(facts)
 
 
 def _import(options: argparse.Namespace) -> int:
