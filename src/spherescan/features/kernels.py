@@ -1,0 +1,64 @@
+"""What the fixed convolutions share: dilated taps of a ragged batch, and sums of channels.
+
+Everything is computed element by element, so a series has the same features in any batch.
+
+Letters: b batch, c channels, l length, k kernels or groups.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+TAPS = 9
+# Bytes of one tensor of convolution outputs: it should stay in the cache.
+_PIECE_BYTES = 8 << 20
+
+
+def channel_sums(
+    x: Float[Tensor, "b c l"], channels: Int[Tensor, "k s"], n_channels: Int[Tensor, " k"]
+) -> Float[Tensor, "b k l"]:
+    """Return for each kernel the sum of its first `n_channels` channels."""
+    total = x[:, channels[:, 0]]
+    for s in range(1, channels.shape[1]):
+        more = n_channels > s
+        total[:, more] += x[:, channels[more, s]]
+    return total
+
+
+def random_channels(
+    n_kernels: int, n_channels: int, *, generator: Generator
+) -> tuple[Int[Tensor, "k s"], Int[Tensor, " k"]]:
+    """Draw a set of channels for each kernel: of up to 9, most often of few.
+
+    The size is floor(2^u), u uniform in [0, log2(min(9, channels) + 1)).
+    """
+    most = min(TAPS, n_channels)
+    exponents = torch.rand(n_kernels, generator=generator, dtype=torch.float64)
+    sizes = (most + 1) ** exponents
+    order = torch.rand(n_kernels, n_channels, generator=generator).argsort(dim=1)
+    return order[:, :most], sizes.long().clamp(1, most)
+
+
+def taps(z: Float[Tensor, "b k l"], dilation: int) -> list[Float[Tensor, "b k l"]]:
+    """Return what each of the 9 taps of a centred, zero-padded kernel sees."""
+    reach = (TAPS // 2) * dilation
+    padded = torch.nn.functional.pad(z, (reach, reach))
+    length = z.shape[2]
+    return [padded[:, :, j * dilation : j * dilation + length] for j in range(TAPS)]
+
+
+def pieces(
+    x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"], *, n_outputs: int
+) -> Iterator[tuple[Float[Tensor, "b c l"], Bool[Tensor, "b l"]]]:
+    """Cut a batch into parts of which `n_outputs` channels stay small, zero where masked."""
+    size = max(1, _PIECE_BYTES // (4 * n_outputs * x.shape[1]))
+    for start in range(0, len(x), size):
+        part, real = x[start : start + size], mask[start : start + size]
+        yield (part * real[:, :, None]).transpose(1, 2).contiguous(), real
+
+
+def longest_dilation_exponent(length: int) -> float:
+    """Return log2 of the dilation with which a kernel just fits into a series."""
+    return float(torch.log2(torch.tensor(max(1.0, (length - 1) / (TAPS - 1)), dtype=torch.float64)))

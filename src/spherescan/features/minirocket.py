@@ -1,0 +1,158 @@
+"""MiniRocket: how often 84 fixed kernels exceed thresholds taken from the data.
+
+Letters: b batch, l length, c channels, k the 84 kernels, f features.
+"""
+
+import itertools
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
+
+from spherescan.features.kernels import (
+    TAPS,
+    channel_sums,
+    longest_dilation_exponent,
+    pieces,
+    random_channels,
+    taps,
+)
+
+# A kernel has the weight 2 at three of nine places and -1 at the others.
+KERNELS = tuple(itertools.combinations(range(TAPS), 3))
+_MAX_DILATIONS = 32
+_GOLDEN = (5**0.5 + 1) / 2
+
+
+class MiniRocket(nn.Module):
+    """Proportions of positive values of dilated convolutions with two-valued kernels.
+
+        f = mean over t of [ (w * x)(t) > bias ],   w in {-1, 2}^9 with three twos
+
+    Each kernel is used at several dilations, and at each with several biases: quantiles of its
+    own output on a training series. Every second pair of kernel and dilation looks only where the
+    kernel lies wholly within the series, the others pad with zeros.
+
+    Args:
+        n_channels: Channels of a series.
+        length: Length of the longest training series; it sets the dilations.
+        n_features: About how many features; a multiple of 84 is made.
+        generator: Source of the choice of channels and, in `fit`, of series.
+
+    Raises:
+        ValueError: Sizes below 1, or fewer than 84 features.
+
+    Notes:
+        Where the authors' program keeps series of one length, here positions beyond the end of a
+        shorter series count for nothing, and where a kernel fits nowhere within a series all its
+        positions are used, padded.
+
+    References:
+        Dempster, Schmidt, Webb, "MiniRocket: A Very Fast (Almost) Deterministic Transform for Time
+        Series Classification", 2021, arXiv:2012.08791.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> rocket = MiniRocket(1, 50, n_features=840, generator=generator)
+        >>> x = torch.randn(4, 50, 1, generator=generator)
+        >>> mask = torch.ones(4, 50, dtype=torch.bool)
+        >>> rocket.fit(x, mask)
+        >>> rocket(x, mask).shape
+        torch.Size([4, 840])
+    """
+
+    def __init__(
+        self, n_channels: int, length: int, *, n_features: int = 5040, generator: Generator
+    ) -> None:
+        super().__init__()
+        if n_channels < 1 or length < 1:
+            raise ValueError(f"got {n_channels} channels and length {length}; both must be >= 1")
+        if n_features < len(KERNELS):
+            raise ValueError(f"got {n_features} features; there are at least {len(KERNELS)}")
+        self._generator = generator
+        self.dilations, self.counts = _dilations(length, n_features // len(KERNELS))
+        rows = len(self.dilations) * len(KERNELS)
+        channels, n_summed = random_channels(rows, n_channels, generator=generator)
+        shape = (len(self.dilations), len(KERNELS))
+        self.register_buffer("channels", channels.reshape(*shape, -1))
+        self.register_buffer("n_summed", n_summed.reshape(shape))
+        self.register_buffer("biases", torch.zeros(len(KERNELS) * sum(self.counts)))
+        self.channels: Tensor
+        self.n_summed: Tensor
+        self.biases: Tensor
+
+    @property
+    def n_features(self) -> int:
+        """How many features there are."""
+        return len(self.biases)
+
+    def fit(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> None:
+        """Take the biases from training series; real positions come first in each."""
+        quantiles = torch.arange(1, 1 + self.n_features, dtype=torch.float64) * _GOLDEN % 1
+        biases, lengths, at = [], mask.sum(1), 0
+        for row, count in enumerate(self.counts):
+            drawn = torch.randint(len(x), (len(KERNELS),), generator=self._generator)
+            for kernel, example in enumerate(drawn.tolist()):
+                series = x[None, example, : int(lengths[example])].transpose(1, 2)
+                out = self._outputs(series, row, slice(kernel, kernel + 1))
+                biases.append(out.double().quantile(quantiles[at : at + count]).to(x.dtype))
+                at += count
+        self.biases.copy_(torch.cat(biases))
+
+    def forward(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
+        """Return the features of each series, each between 0 and 1."""
+        found = [
+            self._features(part, real) for part, real in pieces(x, mask, n_outputs=len(KERNELS))
+        ]
+        return torch.cat(found) if found else x.new_zeros(0, self.n_features)
+
+    def _features(self, x: Tensor, mask: Tensor) -> Tensor:
+        features, at = [], 0
+        padded_of = torch.arange(len(KERNELS)) % 2
+        for row, (dilation, count) in enumerate(zip(self.dilations, self.counts, strict=True)):
+            out = self._outputs(x, row, slice(None))
+            inner = _inner(mask, (TAPS // 2) * dilation)
+            # Every second kernel sees all positions; which half changes with the dilation.
+            seen = torch.stack([mask, inner], 1)[:, (row % 2 + padded_of) % 2]
+            total = seen.sum(2)
+            biases = self.biases[at : at + count * len(KERNELS)].reshape(len(KERNELS), count)
+            at += biases.numel()
+            above = [((out > b[:, None]) & seen).sum(2) / total for b in biases.T]
+            features.append(torch.stack(above, 2).flatten(1))
+        return torch.cat(features, 1)
+
+    def _outputs(self, x: Tensor, row: int, kernels: slice) -> Tensor:
+        """Convolve with some of the kernels: 3 times the sum of three taps less that of all."""
+        one = x.shape[1] == 1  # then all kernels see the same taps
+        z = x if one else channel_sums(x, self.channels[row, kernels], self.n_summed[row, kernels])
+        seen = taps(z, self.dilations[row])
+        total = sum(seen[1:], start=seen[0])
+        twos = torch.tensor(KERNELS[kernels])
+        if one:
+            each = torch.cat(seen, 1)
+            picked = each[:, twos[:, 0]] + each[:, twos[:, 1]] + each[:, twos[:, 2]]
+        else:
+            picked = torch.stack(
+                [seen[i][:, k] + seen[j][:, k] + seen[m][:, k] for k, (i, j, m) in enumerate(twos)],
+                dim=1,
+            )
+        return 3 * picked - total
+
+
+def _dilations(length: int, per_kernel: int) -> tuple[list[int], list[int]]:
+    """Return the dilations, and how many biases each kernel has at each."""
+    n_steps = min(per_kernel, _MAX_DILATIONS)
+    steps = torch.linspace(0, longest_dilation_exponent(length), n_steps, dtype=torch.float64)
+    found, times = torch.unique((2**steps).long(), return_counts=True)
+    counts = (times * (per_kernel / n_steps)).long()
+    for extra in range(per_kernel - int(counts.sum())):
+        counts[extra % len(counts)] += 1
+    return found.tolist(), counts.tolist()
+
+
+def _inner(mask: Bool[Tensor, "b l"], reach: int) -> Bool[Tensor, "b l"]:
+    """Return where a kernel lies wholly within a series; everywhere where that is nowhere."""
+    at = torch.arange(mask.shape[1], device=mask.device)
+    inner = (at >= reach) & (at < mask.sum(1, keepdim=True) - reach)
+    return torch.where(inner.any(1, keepdim=True), inner, mask)

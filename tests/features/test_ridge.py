@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.linear_model import RidgeCV
+
+from spherescan.features import ridge
+from spherescan.features.ridge import PENALTIES
+
+
+def problem(seed: int, n: int, f: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, f, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return 3 + x, x @ torch.randn(f, d, generator=generator, dtype=torch.float64) + noise - 7
+
+
+@given(st.integers(0, 99), st.integers(2, 12), st.integers(1, 20), st.integers(1, 4))
+def test_each_sample_left_out_is_what_a_fit_without_it_predicts(seed, n, f, d):
+    x, target = problem(seed, n, f, d)
+    fitted = ridge(x, target, penalties=[0.5])
+    for i in range(n):
+        rest = torch.arange(n) != i
+        without = SklearnRidge(alpha=0.5).fit(x[rest], target[rest].numpy())
+        expected = without.predict(x[i : i + 1].numpy()).reshape(-1)
+        np.testing.assert_allclose(fitted.left_out[i], expected, rtol=1e-7, atol=1e-7)
+
+
+@given(st.integers(0, 99), st.integers(3, 30), st.integers(1, 40), st.integers(1, 4))
+def test_it_is_the_ridge_of_scikit_learn(seed, n, f, d):
+    x, target = problem(seed, n, f, d)
+    fitted = ridge(x, target)
+    oracle = RidgeCV(alphas=PENALTIES).fit(x.numpy(), target.numpy())
+    assert fitted.penalty == pytest.approx(oracle.alpha_)
+    expected = oracle.predict(x.numpy()).reshape(n, d)
+    np.testing.assert_allclose(fitted(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_of_equally_good_penalties_the_largest_is_taken():
+    x = torch.ones(5, 3)  # nothing to learn from: every penalty gives the mean
+    fitted = ridge(x, torch.arange(5.0)[:, None])
+    assert fitted.penalty == max(PENALTIES)
+    assert torch.equal(fitted.weight, torch.zeros(3, 1))
+    assert fitted(x).tolist() == [[2.0]] * 5
+
+
+def test_what_cannot_be_fitted_is_refused():
+    with pytest.raises(ValueError, match="got 1 samples"):
+        ridge(torch.ones(1, 2), torch.ones(1, 1))
+    for penalties in ([], [1.0, 0.0], [-1.0]):
+        with pytest.raises(ValueError, match="above 0"):
+            ridge(torch.ones(3, 2), torch.ones(3, 1), penalties=penalties)
