@@ -671,7 +671,7 @@ def _stream(options: argparse.Namespace) -> int:
     import torch
 
     from spherescan.data.formats.sample_lines import sample_lines, token_lines
-    from spherescan.inference import answers
+    from spherescan.inference import answer_lines
 
     torch.set_num_threads(1)  # one sample is too little to share
     stream = predictor.stream()
@@ -686,7 +686,7 @@ def _stream(options: argparse.Namespace) -> int:
         else token_lines(sys.stdin.buffer, description.vocab_size or 0)
     )
     sequence = 0
-    for prediction in answers(stream, lines, every=options.every):
+    for prediction in answer_lines(stream, lines, every=options.every):
         if prediction is not None:
             print(_line_of(prediction, sequence, predictor.task, options), flush=True)
             continue

@@ -1,7 +1,7 @@
 """Use a trained run."""
 
-from spherescan.inference.answers import answers
+from spherescan.inference.lines import answer_lines
 from spherescan.inference.predictor import Predictor
 from spherescan.inference.stream import Prediction, Stream
 
-__all__ = ["Prediction", "Predictor", "Stream", "answers"]
+__all__ = ["Prediction", "Predictor", "Stream", "answer_lines"]

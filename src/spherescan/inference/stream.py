@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -293,7 +293,7 @@ def _pieces(inputs: Tensor) -> Iterator[Tensor]:
         yield inputs[:, start : start + _PIECE]
 
 
-def _digest(model: SequenceModel) -> Int[Tensor, "32"]:
+def _digest(model: SequenceModel) -> UInt8[Tensor, "32"]:
     """Return the SHA-256 of all weights under their names."""
     sha = hashlib.sha256()
     for name, tensor in model.state_dict().items():

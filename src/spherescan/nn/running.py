@@ -57,11 +57,14 @@ Running = RunningLast | RunningMean | RunningMax | RunningAttention
 RunningPool = dict[str, Running]
 
 
-def start_pool(pool: Pooling | None, *, batch: int, d_model: int) -> RunningPool:
+def start_pool(
+    pool: Pooling | None, *, batch: int, d_model: int, dtype: torch.dtype
+) -> RunningPool:
     """Return what is kept before the first position."""
     kinds = ("last",) if pool is None else pool.kinds
     attention = None if pool is None else pool.attention
-    return {kind: _start(kind, batch, d_model, attention) for kind in kinds}
+    zeros = torch.zeros(batch, d_model, dtype=dtype)
+    return {kind: _start(kind, zeros, attention) for kind in kinds}
 
 
 def extend_pool(
@@ -77,8 +80,8 @@ def pooled(running: RunningPool, dtype: torch.dtype) -> Float[Tensor, "b p"]:
     return torch.cat([_value(kept).to(dtype) for kept in running.values()], dim=1)
 
 
-def _start(kind: str, batch: int, d_model: int, attention: AttentionPool | None) -> Running:
-    zeros = torch.zeros(batch, d_model)
+def _start(kind: str, zeros: Float[Tensor, "b m"], attention: AttentionPool | None) -> Running:
+    batch, d_model = zeros.shape
     match kind:
         case "last":
             return RunningLast(zeros)

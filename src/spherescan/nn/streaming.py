@@ -68,10 +68,9 @@ def start_stream(model: SequenceModel, *, batch: int) -> StreamState:
         ValueError: A bidirectional model.
     """
     mixers = [_mixer(block) for block in model.layers]
-    pools = {
-        name: start_pool(pool, batch=batch, d_model=mixers[0].d_model)
-        for name, pool in _pools(model).items()
-    }
+    sizes = {"batch": batch, "d_model": mixers[0].d_model}
+    dtype = model.head.weight.dtype
+    pools = {n: start_pool(pool, **sizes, dtype=dtype) for n, pool in _pools(model).items()}
     return StreamState(tuple(mixer.initial_state(batch) for mixer in mixers), pools)
 
 

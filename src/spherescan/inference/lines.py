@@ -1,12 +1,10 @@
-"""Answers to samples that come line by line.
-
-Letters: l length.
-"""
+"""Answers to samples that come line by line."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from numpy.typing import NDArray
 
 from spherescan.inference.stream import Prediction, Stream
 
@@ -14,8 +12,8 @@ from spherescan.inference.stream import Prediction, Stream
 _MOST_WAITING = 1 << 16
 
 
-def answers(
-    stream: Stream, lines: Iterable[Shaped[np.ndarray, "l ..."]], *, every: int
+def answer_lines(
+    stream: Stream, lines: Iterable[NDArray[Any]], *, every: int
 ) -> Iterator[Prediction | None]:
     """Yield a prediction after every so many lines and after the last of a sequence.
 
@@ -30,7 +28,7 @@ def answers(
     Raises:
         DataError: As `Stream.push` does.
     """
-    waiting: list[Shaped[np.ndarray, "l ..."]] = []
+    waiting: list[NDArray[Any]] = []
     n_lines = n_waiting = 0
 
     def push() -> Prediction:

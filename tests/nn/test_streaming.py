@@ -1,0 +1,151 @@
+"""A model that reads position by position answers as if it had read everything at once."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spherescan.nn import (
+    MIXERS,
+    POOLING_NAMES,
+    ModelDescription,
+    Pooling,
+    extend_stream,
+    read_out_stream,
+    start_stream,
+)
+from spherescan.nn.running import extend_pool, pooled, start_pool
+from tests.tolerances import assert_close
+
+
+@st.composite
+def models(draw) -> dict[str, object]:
+    """Draw a value for every field, so that a new one is not forgotten in a stream."""
+    crate, series = draw(st.booleans()), draw(st.booleans())
+    d_model, n_layers = draw(st.sampled_from([1, 4, 9])), draw(st.integers(1, 3))
+    averaged = draw(st.booleans()) and not crate
+    local_heads = draw(st.lists(st.integers(0, n_layers - 1), unique=True))
+    values = {
+        "vocab_size": None if series else 7,
+        "n_channels": 3 if series else None,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "mixer": draw(st.sampled_from(sorted(MIXERS))),
+        "d_state": draw(st.integers(1, 5)),
+        "d_conv": draw(st.integers(1, 5)),
+        "expand": draw(st.integers(1, 2)),
+        "dt_rank": draw(st.sampled_from([None, 1, 2])),
+        "gate": draw(st.booleans()),
+        "bidirectional": False,
+        # The layout of that program has no projection, so only one pooling fits its prototypes.
+        "pooling": ()
+        if not series
+        else ("mean",)
+        if crate
+        else tuple(draw(st.lists(st.sampled_from(POOLING_NAMES), min_size=1, unique=True))),
+        "n_pool_heads": draw(st.integers(1, 3)),
+        "n_prototypes": 4,
+        "prototype_dim": d_model if crate else 3,
+        "prototype_init": draw(st.sampled_from(["random", "rust_trainer"])),
+        "learnable_prototypes": draw(st.booleans()),
+        "local_heads": tuple(local_heads),
+        "n_local_outputs": None if averaged else draw(st.sampled_from([None, 4])),
+        "averaged": averaged,
+        "form": "rust_trainer" if crate else "standard",
+        "dropout": draw(st.sampled_from([0.0, 0.5])),
+    }
+    assert set(values) == {field.name for field in fields(ModelDescription)}
+    return values
+
+
+def made(values: dict[str, object], seed: int = 0):
+    """Return the model in float64 with weights that all matter, and input for it."""
+    description = ModelDescription(**values)
+    generator = torch.Generator().manual_seed(seed)
+    model = description.build(generator=generator).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5, generator=generator)
+    if description.vocab_size is not None:
+        return model, torch.randint(description.vocab_size, (2, 12), generator=generator)
+    return model, torch.randn(2, 12, 3, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=60)
+@given(models(), st.lists(st.integers(1, 12), max_size=5, unique=True))
+def test_any_parts_of_any_model_equal_the_whole(values, cuts):
+    model, x = made(values)
+    state = start_stream(model, batch=2)
+    begin = 0
+    with torch.no_grad():
+        for end in sorted({*cuts, 12}):
+            state = extend_stream(model, state, x[:, begin:end])
+            whole = model.embed(x[:, :end])
+            whole = whole if model.pool is not None else whole[:, -1]
+            assert_close(read_out_stream(model, state), whole)
+            begin = end
+
+
+@settings(max_examples=40)
+@given(models())
+def test_single_positions_of_any_model_equal_the_whole(values):
+    model, x = made(values, seed=1)
+    state = start_stream(model, batch=2)
+    with torch.no_grad():
+        whole = model.embed(x)
+        for t in range(12):
+            state = extend_stream(model, state, x[:, t : t + 1])
+    assert_close(read_out_stream(model, state), whole if model.pool is not None else whole[:, -1])
+
+
+@settings(max_examples=40)
+@given(models())
+def test_the_tensors_of_a_state_make_an_equal_state_and_have_always_the_same_sizes(values):
+    model, x = made(values)
+    start = start_stream(model, batch=2)
+    with torch.no_grad():
+        state = extend_stream(model, start, x[:, :5])
+        again = start.with_tensors(state.tensors())
+        assert again.tensors().keys() == start.tensors().keys()
+        sizes = {name: (t.shape, t.dtype) for name, t in start.tensors().items()}
+        assert {name: (t.shape, t.dtype) for name, t in state.tensors().items()} == sizes
+        expected = read_out_stream(model, extend_stream(model, state, x[:, 5:6]))
+        assert torch.equal(read_out_stream(model, extend_stream(model, again, x[:, 5:6])), expected)
+
+
+@pytest.mark.parametrize("kind", POOLING_NAMES)
+def test_a_pooling_that_grows_keeps_what_float32_would_lose(kind, generator):
+    """200 000 values near 1: added one by one in float32, the sum alone would be off by 1e-3."""
+    pool = Pooling(2, [kind], n_heads=2, generator=generator)
+    if pool.attention is not None:
+        torch.nn.init.normal_(pool.attention.query.weight, generator=generator)
+    x = 1 + 0.01 * torch.randn(1, 200_000, 2, generator=generator)
+    running = start_pool(pool, batch=1, d_model=2, dtype=torch.float32)
+    with torch.no_grad():
+        for part in x.split(100, dim=1):
+            running = extend_pool(pool, running, part)
+        expected = pool.double()(x.double())
+    assert_close(pooled(running, torch.float32), expected.float())
+
+
+def test_scores_of_any_size_do_not_overflow():
+    pool = Pooling(1, ["attention"], n_heads=1)
+    torch.nn.init.ones_(pool.attention.query.weight)
+    x = torch.tensor([-1e4, 1e4, 3e4, 2e4, -3e4]).reshape(1, 5, 1)
+    running = start_pool(pool, batch=1, d_model=1, dtype=torch.float32)
+    with torch.no_grad():
+        for part in x.split(1, dim=1):
+            running = extend_pool(pool, running, part)
+        assert_close(pooled(running, torch.float32), pool(x))
+
+
+def test_a_model_that_reads_from_the_end_has_no_stream():
+    description = ModelDescription(
+        vocab_size=None, n_channels=1, d_model=4, n_layers=1, mixer="mamba", d_state=2, d_conv=2,
+        expand=1, dt_rank=None, gate=True, bidirectional=True, pooling=("mean",), n_pool_heads=1,
+        n_prototypes=2, prototype_dim=2, prototype_init="random", learnable_prototypes=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="bidirectional"):
+        start_stream(description.build(), batch=1)
