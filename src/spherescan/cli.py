@@ -667,6 +667,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _stream(options: argparse.Namespace) -> int:
     if options.every < 1:
         raise ConfigError(f"--every is {options.every}; it must be at least 1")
+    if options.save is not None and not user_path(options.save).parent.is_dir():
+        raise ConfigError(f"--save is {options.save}; its folder does not exist: make it first")
     predictor = _load(options)
     import torch
 
@@ -679,11 +681,11 @@ def _stream(options: argparse.Namespace) -> int:
         stream.restore(options.restore)
     if sys.stdin is None:
         raise DataError("standard input is closed; pipe samples into it")
-    description = predictor.description
+    description, read_line = predictor.description, sys.stdin.buffer.readline
     lines: Iterable[Any] = (
-        sample_lines(sys.stdin.buffer, description.n_channels)
+        sample_lines(read_line, description.n_channels)
         if description.n_channels is not None
-        else token_lines(sys.stdin.buffer, description.vocab_size or 0)
+        else token_lines(read_line, description.vocab_size or 0)
     )
     sequence = 0
     for prediction in answer_lines(stream, lines, every=options.every):

@@ -65,7 +65,7 @@ def expect_whole(prediction, predictor: Predictor, sequence: np.ndarray) -> None
 
 
 @pytest.mark.parametrize("kind", TASKS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8))
 def test_any_chunks_equal_the_whole(kind, sizes):
     predictor = PREDICTORS[kind]
@@ -200,7 +200,7 @@ def test_an_answer_that_is_not_finite_is_refused_and_changes_nothing():
 @pytest.mark.parametrize("kind", TASKS)
 def test_a_state_restored_at_every_position_goes_on_bit_for_bit(kind, tmp_path):
     predictor = PREDICTORS[kind]
-    sequence = sequence_for(predictor, length=14)
+    sequence = sequence_for(predictor, length=9)
     stream, path = predictor.stream(), tmp_path / "state.safetensors"
     wanted = [stream.push(step).cosines for step in sequence]
     stream.reset()
@@ -372,7 +372,7 @@ def test_a_save_takes_the_place_of_an_older_one_or_leaves_it(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["classification", "next_token"])
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     lengths=st.lists(st.integers(0, 7), max_size=4),
     every=st.integers(1, 5),

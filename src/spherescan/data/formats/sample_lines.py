@@ -6,7 +6,7 @@ sequence. What stands on a line is separated by commas if there is one, else by 
 
 import re
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,17 @@ _BLANKS = " \t"
 _TOKEN = re.compile(r"[0-9]{1,10}")
 
 Line = TypeVar("Line")
+# At most so many bytes -> a line with its end, or what there is of one; nothing at the end.
+ReadLine = Callable[[int], bytes]
 
 
-def sample_lines(file: BinaryIO, n_channels: int) -> Iterator[NDArray[np.float32]]:
+def sample_lines(read_line: ReadLine, n_channels: int) -> Iterator[NDArray[np.float32]]:
     """Yield each line as an array of shape (1, channels); an empty one as (0, channels).
 
     Numbers are those of `float64_values`.
 
     Args:
-        file: Where the lines come from.
+        read_line: `readline` of a binary file.
         n_channels: How many numbers make a sample.
 
     Raises:
@@ -43,20 +45,20 @@ def sample_lines(file: BinaryIO, n_channels: int) -> Iterator[NDArray[np.float32
     def parsed(fields: list[str], place: str) -> NDArray[np.float32]:
         if fields and len(fields) != n_channels:
             raise DataError(
-                f"{place}: holds {len(fields)} numbers; the training data has {n_channels} "
-                "channels; give one number for each, separated by blanks or commas"
+                f"{place}: holds {len(fields)}; wanted as many numbers as the training data has "
+                f"channels, {n_channels}; separate them by blanks or commas"
             )
         numbers = float32_values(fields, lambda index: f"{place}, number {index + 1}")
         return numbers.reshape(-1, n_channels)
 
-    return _lines(file, parsed)
+    return _lines(read_line, parsed)
 
 
-def token_lines(file: BinaryIO, vocab_size: int) -> Iterator[NDArray[np.int64]]:
+def token_lines(read_line: ReadLine, vocab_size: int) -> Iterator[NDArray[np.int64]]:
     """Yield the tokens of each line; of an empty one none.
 
     Args:
-        file: Where the lines come from.
+        read_line: `readline` of a binary file.
         vocab_size: Every token must be below it.
 
     Raises:
@@ -79,12 +81,12 @@ def token_lines(file: BinaryIO, vocab_size: int) -> Iterator[NDArray[np.int64]]:
             )
         return tokens
 
-    return _lines(file, parsed)
+    return _lines(read_line, parsed)
 
 
-def _lines(file: BinaryIO, parsed: Callable[[list[str], str], Line]) -> Iterator[Line]:
+def _lines(read_line: ReadLine, parsed: Callable[[list[str], str], Line]) -> Iterator[Line]:
     number = n_filled = 0
-    while line := _next_line(file, number + 1):
+    while line := _next_line(read_line, number + 1):
         number += 1
         if number == 1:
             refuse_byte_order_mark(line, _SOURCE)
@@ -96,9 +98,9 @@ def _lines(file: BinaryIO, parsed: Callable[[list[str], str], Line]) -> Iterator
         raise DataError(f"{_SOURCE}: ended without a sample; write one per line")
 
 
-def _next_line(file: BinaryIO, number: int) -> bytes:
+def _next_line(read_line: ReadLine, number: int) -> bytes:
     try:
-        line = file.readline(MAX_LINE_BYTES + 1)
+        line = read_line(MAX_LINE_BYTES + 1)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{_SOURCE}: line {number}: cannot be read ({reason})") from error
