@@ -163,6 +163,7 @@ def test_a_series_of_one_channel_may_be_flat_or_single_numbers():
         ("classification", [np.inf, 2.0], "inf at position 0 of channel 0"),
         ("classification", [1e300, 2.0], r"1e\+300 at position 0"),
         ("classification", [[1.0, 2.0], [3.0]], "not an array"),
+        ("classification", torch.ones(2, requires_grad=True), "not an array"),
         ("classification", ["1", "2"], "wanted numbers"),
         ("classification", [None, 1.0], "wanted numbers"),
         ("classification", [1j, 1.0], "wanted numbers"),

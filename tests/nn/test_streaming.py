@@ -73,7 +73,7 @@ def made(values: dict[str, object], seed: int = 0):
     return model, torch.randn(2, 12, 3, generator=generator, dtype=torch.float64)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(models(), st.lists(st.integers(1, 12), max_size=5, unique=True))
 def test_any_parts_of_any_model_equal_the_whole(values, cuts):
     model, x = made(values)
@@ -88,7 +88,7 @@ def test_any_parts_of_any_model_equal_the_whole(values, cuts):
             begin = end
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(models())
 def test_single_positions_of_any_model_equal_the_whole(values):
     model, x = made(values, seed=1)
@@ -100,7 +100,7 @@ def test_single_positions_of_any_model_equal_the_whole(values):
     assert_close(read_out_stream(model, state), whole if model.pool is not None else whole[:, -1])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(models())
 def test_the_tensors_of_a_state_make_an_equal_state_and_have_always_the_same_sizes(values):
     model, x = made(values)

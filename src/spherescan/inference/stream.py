@@ -217,7 +217,7 @@ class Stream:
     def _checked(self, chunk: ArrayLike) -> Int[Tensor, "1 l"] | Float[Tensor, "1 l c"]:
         try:
             values = np.asarray(chunk)
-        except ValueError as error:  # rows of different lengths
+        except (RuntimeError, TypeError, ValueError) as error:  # rows of different lengths, say
             raise DataError(f"a chunk is not an array: {error}") from error
         if self._description.vocab_size is not None:
             return _tokens(values, self._description.vocab_size)

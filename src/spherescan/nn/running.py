@@ -114,7 +114,6 @@ def _extend(kept: Running, x: Tensor, attention: AttentionPool | None) -> Runnin
 def _attend(
     kept: RunningAttention, x: Float[Tensor, "b l m"], scores: Float[Tensor, "b l h"]
 ) -> RunningAttention:
-    scores = scores.double()
     top = torch.maximum(kept.top, scores.amax(1))
     shrink = torch.exp(kept.top - top)
     weights = torch.exp(scores - top[:, None])
