@@ -27,7 +27,7 @@ def fitted(kind: str, x: torch.Tensor, mask: torch.Tensor) -> MiniRocket | Hydra
     if kind == "hydra":
         return Hydra(x.shape[2], x.shape[1], n_groups=4, generator=generator)
     rocket = MiniRocket(x.shape[2], x.shape[1], n_features=5 * 84, generator=generator)
-    rocket.fit(x, mask)
+    rocket.fit(x, mask, generator=generator)
     return rocket
 
 
@@ -135,7 +135,7 @@ def test_biases_are_quantiles_of_the_training_series():
     x = torch.randn(1, 2000, 1, generator=generator)
     mask = torch.ones(1, 2000, dtype=torch.bool)
     rocket = MiniRocket(1, 2000, n_features=84 * 20, generator=generator)
-    rocket.fit(x, mask)
+    rocket.fit(x, mask, generator=generator)
     features, at = rocket(x, mask)[0], 0
     for row, count in enumerate(rocket.counts):
         for kernel in range(84):

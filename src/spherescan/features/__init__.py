@@ -1,8 +1,9 @@
 """Fixed features of series, which no label is needed for: tensors in, tensors out."""
 
+from spherescan.features.fixed import FixedFeatures
 from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
 from spherescan.features.ridge import Ridge, ridge
 from spherescan.features.statistics import channel_statistics
 
-__all__ = ["Hydra", "MiniRocket", "Ridge", "channel_statistics", "ridge"]
+__all__ = ["FixedFeatures", "Hydra", "MiniRocket", "Ridge", "channel_statistics", "ridge"]

@@ -37,7 +37,7 @@ class MiniRocket(nn.Module):
         n_channels: Channels of a series.
         length: Length of the longest training series; it sets the dilations.
         n_features: About how many features; a multiple of 84 is made.
-        generator: Source of the choice of channels and, in `fit`, of series.
+        generator: Source of the choice of channels.
 
     Raises:
         ValueError: Sizes below 1, or fewer than 84 features.
@@ -57,7 +57,7 @@ class MiniRocket(nn.Module):
         >>> rocket = MiniRocket(1, 50, n_features=840, generator=generator)
         >>> x = torch.randn(4, 50, 1, generator=generator)
         >>> mask = torch.ones(4, 50, dtype=torch.bool)
-        >>> rocket.fit(x, mask)
+        >>> rocket.fit(x, mask, generator=generator)
         >>> rocket(x, mask).shape
         torch.Size([4, 840])
     """
@@ -70,7 +70,6 @@ class MiniRocket(nn.Module):
             raise ValueError(f"got {n_channels} channels and length {length}; both must be >= 1")
         if n_features < len(KERNELS):
             raise ValueError(f"got {n_features} features; there are at least {len(KERNELS)}")
-        self._generator = generator
         self.dilations, self.counts = _dilations(length, n_features // len(KERNELS))
         rows = len(self.dilations) * len(KERNELS)
         channels, n_summed = random_channels(rows, n_channels, generator=generator)
@@ -87,12 +86,14 @@ class MiniRocket(nn.Module):
         """How many features there are."""
         return len(self.biases)
 
-    def fit(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> None:
-        """Take the biases from training series; real positions come first in each."""
+    def fit(
+        self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"], *, generator: Generator
+    ) -> None:
+        """Take the biases from training series, drawn at random; real positions come first."""
         quantiles = torch.arange(1, 1 + self.n_features, dtype=torch.float64) * _GOLDEN % 1
         biases, lengths, at = [], mask.sum(1), 0
         for row, count in enumerate(self.counts):
-            drawn = torch.randint(len(x), (len(KERNELS),), generator=self._generator)
+            drawn = torch.randint(len(x), (len(KERNELS),), generator=generator)
             for kernel, example in enumerate(drawn.tolist()):
                 series = x[None, example, : int(lengths[example])].transpose(1, 2)
                 out = self._outputs(series, row, slice(kernel, kernel + 1))

@@ -1,0 +1,227 @@
+"""A classifier of series after scikit-learn's habits.
+
+Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from spherescan.calibration import (
+    fit_scale,
+    known_threshold,
+    lac_scores,
+    largest_score,
+    prediction_sets,
+    probabilities,
+    set_threshold,
+)
+from spherescan.estimators.sequences import checked_labels, expect_whole, padded
+from spherescan.features import FixedFeatures, ridge
+from spherescan.nn import separated_prototypes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitted:
+    """What fitting found; `left_out` are the cosines of training series, `target` their classes."""
+
+    features: FixedFeatures
+    weight: Float[Tensor, "f e"]
+    bias: Float[Tensor, " e"]
+    prototypes: Float[Tensor, "k d"]
+    left_out: Float[Tensor, "n k"]
+    target: Int[Tensor, " n"]
+    scale: float
+
+
+class SequenceClassifier(
+    ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator
+):
+    """Classify series by fixed convolutions and a closed-form map onto the sphere.
+
+    Each class is a point of a regular simplex, orthogonal to one more direction. A ridge regression
+    takes convolution features to the point of the class, and the extra coordinate of an embedding
+    is always 1: an output as long as a prototype is halfway to certain, a short one says that
+    nothing is known. What each training series would have got had it been left out of the
+    regression comes with its solution, and sets probabilities and thresholds.
+
+    Args:
+        n_features: About how many convolution features of the series, and as many of its
+            differences; Hydra's come on top.
+        random_state: Seed of the kernels; see scikit-learn's glossary.
+
+    Attributes:
+        classes_: The labels, sorted, of shape (k,).
+        n_channels_: Channels of a series.
+        n_features_in_: Length of the series, where X had two axes.
+        prototypes_: Points of the classes, unit rows, of shape (k, d) with d = k.
+        left_out_cosines_: Of each training series with each prototype, left out, of shape (n, k).
+        scale_: Scale of the cosines whose softmax is `predict_proba`.
+
+    References:
+        Dempster, Schmidt, Webb, 2021, arXiv:2012.08791 (MiniRocket) and 2023, arXiv:2203.13652
+        (Hydra), whose classifiers are ridge regressions on their features too.
+
+    Example:
+        >>> import numpy as np
+        >>> t = np.linspace(0, 6, 60)
+        >>> rng = np.random.default_rng(0)
+        >>> X = [np.sin(f * t) + 0.1 * rng.standard_normal(60) for f in [2] * 8 + [3] * 8]
+        >>> y = ["slow"] * 8 + ["fast"] * 8
+        >>> classifier = SequenceClassifier(random_state=0).fit(X, y)
+        >>> classifier.predict([np.sin(2.9 * t[:40]), np.sin(2.1 * t)]).tolist()
+        ['fast', 'slow']
+    """
+
+    n_features: int
+    random_state: int | np.random.RandomState | None
+    classes_: NDArray[Any]
+    _fitted: _Fitted
+
+    @no_type_check  # scikit-learn's convention: values are looked at in `fit`
+    def __init__(
+        self, *, n_features: int = 5040, random_state: int | np.random.RandomState | None = None
+    ) -> None:
+        self.n_features = n_features
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "SequenceClassifier":
+        """Fit to labelled series.
+
+        Args:
+            X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or
+                a list of arrays (n_channels, n_timepoints) or (n_timepoints,) of any lengths.
+            y: Labels of shape (n_cases,).
+
+        Raises:
+            ValueError: X or y that scikit-learn would refuse, or a single class.
+        """
+        batch = padded(self, X, reset=True)
+        labels = checked_labels(batch, y)
+        self.classes_, indices = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y has the one class {self.classes_[0]!r}; a classifier needs at least two classes"
+            )
+        target = torch.from_numpy(indices)
+        expect_whole("n_features", self.n_features)
+        seed = check_random_state(self.random_state).randint(2**31)
+        generator = Generator().manual_seed(int(seed))
+        features = FixedFeatures(
+            batch.x.shape[2], batch.x.shape[1], n_features=self.n_features, generator=generator
+        )
+        described = features.fit(*batch, generator=generator).double()
+        k = len(self.classes_)
+        points = separated_prototypes(k, max(1, k - 1), generator=generator).points
+        fitted = ridge(described, points[target])
+        prototypes = functional.pad(points, (0, 1))
+        left_out = _embedded(fitted.left_out) @ prototypes.T
+        # As if each class had been seen once more: never certain, however separable the series.
+        scale = fit_scale(left_out, target, smoothing=k / (len(target) + k))
+        self._fitted = _Fitted(
+            features, fitted.weight, fitted.bias, prototypes, left_out, target, scale
+        )
+        self.prototypes_, self.scale_ = prototypes.numpy(), scale
+        self.left_out_cosines_ = left_out.numpy()
+        self._n_features_out = k
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class whose prototype is nearest, for each series; shape (n_cases,)."""
+        nearest = self._cosines(X).argmax(1).numpy()
+        return self.classes_[nearest]
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return cosines with the prototypes, of shape (n_cases, k).
+
+        Of two classes, as scikit-learn has it, what the second has more, of shape (n_cases,).
+        """
+        cosines = self._cosines(X).numpy()
+        return cosines[:, 1] - cosines[:, 0] if len(self.classes_) == 2 else cosines
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, calibrated on left-out series; (n_cases, k)."""
+        cosines = self._cosines(X)
+        return probabilities(cosines, self._fitted.scale).numpy()
+
+    def transform(self, X: Any) -> NDArray[np.float64]:
+        """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
+        return self._embeddings(X).numpy()
+
+    def predict_open(
+        self, X: Any, *, rejection: float = 0.05, unknown_label: Any = "unknown"
+    ) -> NDArray[np.object_]:
+        """Predict as `predict` does, but say when a series is like no class.
+
+        A series is unknown when its largest cosine is below that which a share of `rejection` of
+        the training series had when they were left out.
+
+        Args:
+            X: Series.
+            rejection: Share of series of known classes one is ready to call unknown.
+            unknown_label: What they are called.
+
+        Returns:
+            Labels as objects, of shape (n_cases,).
+
+        Raises:
+            ValueError: Too few training series for such a rate, or a label that is a class.
+        """
+        check_is_fitted(self)
+        if unknown_label in self.classes_.tolist():
+            raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
+        threshold = known_threshold(largest_score(self._fitted.left_out), rejection=rejection)
+        cosines = self._cosines(X)
+        found = self.classes_[cosines.argmax(1).numpy()].astype(object)
+        found[(largest_score(cosines) < threshold).numpy()] = unknown_label
+        return found
+
+    def predict_set(self, X: Any, *, coverage: float = 0.9) -> NDArray[np.bool_]:
+        """Return for each series the set of classes that holds the true one with a probability.
+
+        Args:
+            X: Series.
+            coverage: That probability.
+
+        Returns:
+            Whether a class is in the set of a series, of shape (n_cases, k); none is empty.
+
+        Raises:
+            ValueError: A coverage outside 0..1.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        scores = lac_scores(probabilities(fitted.left_out, fitted.scale))
+        threshold = set_threshold(scores, fitted.target, coverage=coverage)
+        found = lac_scores(probabilities(self._cosines(X), fitted.scale))
+        return prediction_sets(found, threshold).numpy()
+
+    def _cosines(self, X: Any) -> Float[Tensor, "n k"]:
+        embeddings = self._embeddings(X)
+        return embeddings @ self._fitted.prototypes.T
+
+    def _embeddings(self, X: Any) -> Float[Tensor, "n d"]:
+        check_is_fitted(self)
+        batch = padded(self, X, reset=False)
+        with torch.inference_mode():
+            features = self._fitted.features(*batch).double()
+        return _embedded(features @ self._fitted.weight + self._fitted.bias)
+
+
+def _embedded(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
+    """Add the coordinate that is always 1, and divide by the length."""
+    return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1)

@@ -1,0 +1,120 @@
+"""What users pass as X: arrays, lists of series of any length, data frames.
+
+Letters: n series, l length of the longest, c channels.
+"""
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import assert_all_finite
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+    validate_data,
+)
+from torch import Tensor
+
+
+class Padded(NamedTuple):
+    """Series of different lengths in one tensor; `mask` is True on real positions."""
+
+    x: Float[Tensor, "n l c"]
+    mask: Bool[Tensor, "n l"]
+
+
+def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
+    """Check X as scikit-learn does and return it as one tensor.
+
+    Args:
+        estimator: Remembers `n_channels_`, and of two-dimensional X `n_features_in_`.
+        X: An array (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), whatever
+            scikit-learn takes for the latter, or a list of arrays (n_channels, n_timepoints) or
+            (n_timepoints,) whose lengths differ.
+        reset: Whether to remember what X is like, or to expect what was remembered.
+
+    Raises:
+        ValueError: Something that is no finite number, nothing at all, or not what was remembered.
+        TypeError: A sparse matrix, or values of a type that is no number.
+    """
+    series = _ragged(X)
+    if series is None and getattr(X, "ndim", 2) != 3:
+        array = validate_data(estimator, X, reset=reset, dtype=np.float32)
+        series = list(array[:, None, :])
+    elif series is None:
+        array = check_array(X, dtype=np.float32, allow_nd=True, estimator=estimator)
+        if 0 in array.shape:
+            raise ValueError(f"X has the shape {array.shape}; every series needs a value")
+        series = list(array)
+    n_channels = series[0].shape[0]
+    if reset:
+        estimator.n_channels_ = n_channels
+    for index, values in enumerate(series):
+        if values.shape[0] != estimator.n_channels_:
+            raise ValueError(
+                f"series {index} of X has {values.shape[0]} channels, but "
+                f"{type(estimator).__name__} is expecting {estimator.n_channels_}"
+            )
+    return _stacked(series)
+
+
+def checked_labels(batch: Padded, y: Any) -> NDArray[Any]:
+    """Check that y has a label for each series, and return them as an array.
+
+    Raises:
+        ValueError: It is missing, of another length, no class labels, or holds a NaN.
+    """
+    if y is None:
+        raise ValueError("it requires y to be passed, but the target y is None")
+    labels = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name="y")
+    check_consistent_length(batch.x, labels)
+    check_classification_targets(labels)
+    return labels
+
+
+def expect_whole(name: str, value: object) -> None:
+    """Check the type of a setting.
+
+    Raises:
+        TypeError: It is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+
+
+def _ragged(X: Any) -> list[NDArray[np.float32]] | None:
+    """Return the series of a list whose elements are arrays of two axes or of several lengths."""
+    if not isinstance(X, list | tuple) or not X:
+        return None
+    shapes = {np.shape(values) for values in X if isinstance(values, np.ndarray | list | tuple)}
+    if len(shapes) == 1 and len(next(iter(shapes))) < 2:
+        return None
+    if not shapes:
+        return None
+    return [_one(index, values) for index, values in enumerate(X)]
+
+
+def _one(index: int, values: Any) -> NDArray[np.float32]:
+    array = check_array(
+        values, dtype=np.float32, ensure_2d=False, ensure_min_samples=0, input_name=f"X[{index}]"
+    )
+    array = array[None] if array.ndim == 1 else array
+    if 0 in array.shape:
+        raise ValueError(f"X[{index}] has the shape {array.shape}; every series needs a value")
+    return array
+
+
+def _stacked(series: list[NDArray[np.float32]]) -> Padded:
+    lengths = torch.tensor([values.shape[1] for values in series])
+    longest = int(lengths.max())
+    x = torch.zeros(len(series), longest, series[0].shape[0])
+    for row, values in zip(x, series, strict=True):
+        row[: values.shape[1]] = torch.from_numpy(np.ascontiguousarray(values.T))
+    return Padded(x, torch.arange(longest) < lengths[:, None])

@@ -1,0 +1,10 @@
+"""The checks that scikit-learn has for estimators of others."""
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from spherescan.estimators import SequenceClassifier
+
+
+@parametrize_with_checks([SequenceClassifier(n_features=252)])
+def test_what_scikit_learn_expects(estimator, check):
+    check(estimator)
