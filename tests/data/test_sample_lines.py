@@ -120,3 +120,15 @@ def test_what_cannot_be_read_is_told():
 
     with pytest.raises(DataError, match="line 1: cannot be read"):
         next(sample_lines(io.BufferedReader(Broken()).readline, 2))
+
+
+def test_an_endless_line_takes_no_more_memory_than_the_longest():
+    asked = []
+
+    def zeros(size: int) -> bytes:
+        asked.append(size)
+        return b"0" * size
+
+    with pytest.raises(DataError, match="line 1 is longer"):
+        next(sample_lines(zeros, 2))
+    assert asked == [module.MAX_LINE_BYTES + 1]
