@@ -331,6 +331,24 @@ def test_the_state_of_other_weights_is_refused():
         other.load_state_dict(stream.state_dict())
 
 
+def test_the_document_names_every_tensor_of_a_state():
+    text = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text()
+    predictor = predictor_for(
+        "classification", pooling=POOLING_NAMES, local_heads=(1,), averaged=True
+    )
+    for name in predictor.stream().state_dict():
+        match name.split("/"):
+            case ["mixers", _, part]:
+                assert f"`mixers/N/{part}`" in text
+            case ["pools", head, kind, part]:
+                assert head in {"last", "1"}
+                row = text.partition("`pools/HEAD/KIND/NAME`")[2].partition("\n")[0]
+                assert f"`{kind}`" in row
+                assert f"`{part}`" in row
+            case _:
+                assert f"| `{name}` |" in text
+
+
 def test_a_file_that_is_no_state_is_refused(tmp_path):
     stream, path = PREDICTORS["classification"].stream(), tmp_path / "a.safetensors"
     with pytest.raises(CheckpointError, match="does not exist"):
