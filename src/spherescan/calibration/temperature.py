@@ -145,6 +145,11 @@ def fit_scale_and_bias(
     References:
         Alexandari, Kundaje, Shrikumar, "Maximum Likelihood with Bias-Corrected Calibration is
         Hard-To-Beat at Label Shift Adaptation", 2020, arXiv:1901.06852 (BCTS).
+
+    Notes:
+        Where cosines separate the classes and the smoothing is below 0.001, the optimum lies at
+        scales no data can tell apart, and the loss towards it is flat: the steps end where its
+        slope is less than the smoothing, not at the last bit.
     """
     lead = _lead(cosines, target)
     if not _smoothed(smoothing) > 0:
