@@ -66,9 +66,9 @@ def test_without_a_mistake_the_scale_is_the_bound_or_what_smoothing_allows(n):
     target = torch.ones(n, dtype=torch.long)
     assert fit_scale(cosines, target) == LARGEST_SCALE
     assert fit_scale(cosines, target, largest=40.0) == 40.0
-    # Laplace: with n right ones of n, the next one is right with probability (n + 1) / (n + k).
-    scale = fit_scale(cosines, target, smoothing=3 / (n + 3))
-    assert probabilities(cosines, scale)[0, 1].item() == pytest.approx((n + 1) / (n + 3))
+    # Laplace: with n right ones of n, the next one is right with probability (n + 1) / (n + 2).
+    scale = fit_scale(cosines, target, smoothing=3 / (2 * (n + 2)))
+    assert probabilities(cosines, scale)[0, 1].item() == pytest.approx((n + 1) / (n + 2))
 
 
 def test_a_tie_with_the_true_class_is_no_mistake():

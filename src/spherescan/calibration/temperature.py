@@ -70,8 +70,9 @@ def fit_scale(
         cosines: Of samples that nothing was fitted to.
         target: Their classes.
         smoothing: Share of the probability spread over all classes. With it the optimum is finite
-            even if every sample is right; k / (n + k) is Laplace's rule of succession, and for two
-            classes Platt's choice.
+            even if every sample is right. With k / ((k - 1) (n + 2)) the next one is then right
+            with probability (n + 1) / (n + 2): Laplace's rule of succession for right and wrong,
+            and for two classes Platt's choice.
         largest: The answer where a larger scale is always better: without smoothing, if in every
             sample no class has a larger cosine than the true one.
 
@@ -153,7 +154,7 @@ def fit_scale_and_bias(
     """
     lead = _lead(cosines, target)
     if not _smoothed(smoothing) > 0:
-        raise ValueError("the smoothing is 0; a bias needs some, k / (n + k) for one")
+        raise ValueError("the smoothing is 0; a bias needs some, see fit_scale")
     n, k = lead.shape
     wanted = torch.full_like(lead, smoothing / k)
     wanted[torch.arange(n), target.long()] += 1 - smoothing
