@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from spherescan.data import Task
 from spherescan.errors import CheckpointError, ConfigError, DataError, StorageError
 from spherescan.inference import Predictor, answer_lines
-from spherescan.nn import POOLING_NAMES, ModelDescription
-from spherescan.runs import read_checkpoint, write_checkpoint
+from spherescan.nn import POOLING_NAMES, ModelDescription, extend_stream
+from spherescan.runs import Folder, read_checkpoint, write_checkpoint
 
 LENGTH = 30
 TASKS = {
@@ -259,6 +259,19 @@ def test_nothing_grows_with_the_sequence():
     assert n_bytes() == first
 
 
+def test_a_long_chunk_goes_through_the_model_in_pieces(monkeypatch):
+    lengths = []
+
+    def extend(model, state, inputs):
+        lengths.append(inputs.shape[1])
+        return extend_stream(model, state, inputs)
+
+    monkeypatch.setattr("spherescan.inference.stream.extend_stream", extend)
+    predictor = PREDICTORS["classification"]
+    predictor.stream().push(sequence_for(predictor, length=1100))
+    assert lengths == [512, 512, 76]
+
+
 def resident() -> int:
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(text.partition("VmRSS:")[2].split()[0]) * 1024
@@ -375,10 +388,14 @@ def test_a_save_takes_the_place_of_an_older_one_or_leaves_it(tmp_path, monkeypat
     older = path.read_bytes()
     stream.push([5.0, 6.0])
 
-    def refuse(*_):
-        raise OSError(30, "Read-only file system")
+    rename = Folder.rename
 
-    monkeypatch.setattr("spherescan.runs.Folder.rename", refuse)
+    def refuse(folder, name, new):
+        if new == path.name:
+            raise OSError(30, "Read-only file system")
+        rename(folder, name, new)
+
+    monkeypatch.setattr(Folder, "rename", refuse)
     with pytest.raises(StorageError, match=r"state\.safetensors.*Read-only"):
         stream.save(path)
     monkeypatch.undo()
