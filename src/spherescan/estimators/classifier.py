@@ -4,6 +4,7 @@ Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
@@ -30,9 +31,15 @@ from spherescan.calibration import (
     probabilities,
     set_threshold,
 )
+from spherescan.errors import CheckpointError
+from spherescan.estimators.saved import Saved, seed_of
 from spherescan.estimators.sequences import checked_labels, expect_whole, padded
 from spherescan.features import FixedFeatures, ridge
 from spherescan.nn import separated_prototypes
+from spherescan.paths import user_path
+from spherescan.runs import read_checkpoint, write_checkpoint
+
+_TENSORS = ("weight", "bias", "prototypes", "left_out", "target")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +60,13 @@ class SequenceClassifier(
 ):
     """Classify series by fixed convolutions and a closed-form map onto the sphere.
 
-    Each class is a point of a regular simplex, orthogonal to one more direction. A ridge regression
-    takes convolution features to the point of the class, and the extra coordinate of an embedding
-    is always 1: an output as long as a prototype is halfway to certain, a short one says that
-    nothing is known. What each training series would have got had it been left out of the
-    regression comes with its solution, and sets probabilities and thresholds.
+    Each class is a corner of a regular simplex of radius 1, at height 1 above the origin. A ridge
+    regression takes convolution features to the corner of the class; seen from the origin, the
+    corners are the prototypes and the output is the embedding. So a series has the largest cosine
+    where it should be, and less on both sides: close to the middle of the simplex, where features
+    say nothing, and far out, where no training series was. What each training series would have
+    got had it been left out of the regression comes with its solution, and sets probabilities and
+    thresholds.
 
     Args:
         n_features: About how many convolution features of the series, and as many of its
@@ -128,17 +137,13 @@ class SequenceClassifier(
         k = len(self.classes_)
         points = separated_prototypes(k, max(1, k - 1), generator=generator).points
         fitted = ridge(described, points[target])
-        prototypes = functional.pad(points, (0, 1))
-        left_out = _embedded(fitted.left_out) @ prototypes.T
+        prototypes = _seen_from_below(points)
+        left_out = _seen_from_below(fitted.left_out) @ prototypes.T
         # As if each class had been seen once more: never certain, however separable the series.
         scale = fit_scale(left_out, target, smoothing=k / (len(target) + k))
-        self._fitted = _Fitted(
-            features, fitted.weight, fitted.bias, prototypes, left_out, target, scale
+        return self._keep(
+            _Fitted(features, fitted.weight, fitted.bias, prototypes, left_out, target, scale)
         )
-        self.prototypes_, self.scale_ = prototypes.numpy(), scale
-        self.left_out_cosines_ = left_out.numpy()
-        self._n_features_out = k
-        return self
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class whose prototype is nearest, for each series; shape (n_cases,)."""
@@ -210,6 +215,67 @@ class SequenceClassifier(
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
         return prediction_sets(found, threshold).numpy()
 
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether `fit` has come to its end."""
+        return hasattr(self, "_fitted")
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that predictions need to one new safetensors file.
+
+        Raises:
+            CheckpointError: Another file has the name.
+            StorageError: The disk refused.
+            ValueError: Labels of a type that a file cannot hold.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        saved = Saved(
+            n_features=self.n_features,
+            random_state=seed_of(self.random_state),
+            length=fitted.features.length,
+            n_features_in=getattr(self, "n_features_in_", None),
+            feature_names=tuple(getattr(self, "feature_names_in_", ())),
+            label_type=self.classes_.dtype.str,
+            labels=tuple(self.classes_.tolist()),
+            scale=fitted.scale,
+        )
+        tensors = {name: getattr(fitted, name) for name in _TENSORS}
+        features = fitted.features.state_dict(prefix="features.")
+        write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SequenceClassifier":
+        """Read what `save` wrote, by whoever: no code in it is run.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or of another kind.
+        """
+        checkpoint = read_checkpoint(user_path(path))
+        try:
+            saved = Saved.of(checkpoint.state, cls.__name__)
+            tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
+            stored = checkpoint.below("features.")
+            features = FixedFeatures.of_state(stored, saved.length)
+            fitted = _Fitted(features, **tensors, scale=saved.scale)
+        except (ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
+        made = cls(n_features=saved.n_features, random_state=saved.random_state)
+        made.classes_ = saved.classes()
+        if saved.n_features_in is not None:
+            made.n_features_in_ = saved.n_features_in
+        if saved.feature_names:
+            made.feature_names_in_ = np.array(saved.feature_names, dtype=object)
+        made.n_channels_ = len(features.channel_mean)
+        return made._keep(fitted)
+
+    def _keep(self, fitted: _Fitted) -> "SequenceClassifier":
+        self._fitted = fitted
+        self.prototypes_, self.scale_ = fitted.prototypes.numpy(), fitted.scale
+        self.left_out_cosines_ = fitted.left_out.numpy()
+        self._n_features_out = self.prototypes_.shape[1]
+        return self
+
     def _cosines(self, X: Any) -> Float[Tensor, "n k"]:
         embeddings = self._embeddings(X)
         return embeddings @ self._fitted.prototypes.T
@@ -219,9 +285,9 @@ class SequenceClassifier(
         batch = padded(self, X, reset=False)
         with torch.inference_mode():
             features = self._fitted.features(*batch).double()
-        return _embedded(features @ self._fitted.weight + self._fitted.bias)
+        return _seen_from_below(features @ self._fitted.weight + self._fitted.bias)
 
 
-def _embedded(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
-    """Add the coordinate that is always 1, and divide by the length."""
+def _seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
+    """Lift points to height 1 and return the directions in which they lie."""
     return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1)

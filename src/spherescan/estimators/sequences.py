@@ -43,15 +43,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         ValueError: Something that is no finite number, nothing at all, or not what was remembered.
         TypeError: A sparse matrix, or values of a type that is no number.
     """
-    series = _ragged(X)
-    if series is None and getattr(X, "ndim", 2) != 3:
-        array = validate_data(estimator, X, reset=reset, dtype=np.float32)
-        series = list(array[:, None, :])
-    elif series is None:
-        array = check_array(X, dtype=np.float32, allow_nd=True, estimator=estimator)
-        if 0 in array.shape:
-            raise ValueError(f"X has the shape {array.shape}; every series needs a value")
-        series = list(array)
+    with np.errstate(over="ignore"):  # an error says that a value is too large
+        series = _series(estimator, X, reset=reset)
     n_channels = series[0].shape[0]
     if reset:
         estimator.n_channels_ = n_channels
@@ -62,6 +55,19 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
                 f"{type(estimator).__name__} is expecting {estimator.n_channels_}"
             )
     return _stacked(series)
+
+
+def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float32]]:
+    series = _ragged(X)
+    if series is None and getattr(X, "ndim", 2) != 3:
+        array = validate_data(estimator, X, reset=reset, dtype=np.float32)
+        series = list(array[:, None, :])
+    elif series is None:
+        array = check_array(X, dtype=np.float32, allow_nd=True, estimator=estimator)
+        if 0 in array.shape:
+            raise ValueError(f"X has the shape {array.shape}; every series needs a value")
+        series = list(array)
+    return series
 
 
 def checked_labels(batch: Padded, y: Any) -> NDArray[Any]:

@@ -3,6 +3,9 @@
 Letters: b batch, l length, c channels, f features.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
@@ -13,6 +16,7 @@ from spherescan.features.statistics import channel_statistics
 
 # A feature that is the same for all training series says nothing, and gets no weight.
 _LEAST_DEVIATION = 1e-7
+_LONGEST = 1 << 40  # of a series; a longer one has no room in a memory
 
 
 class FixedFeatures(nn.Module):
@@ -52,6 +56,7 @@ class FixedFeatures(nn.Module):
         generator: Generator,
     ) -> None:
         super().__init__()
+        self.length = length
         self.rocket = MiniRocket(n_channels, length, n_features=n_features, generator=generator)
         self.rocket_of_differences = MiniRocket(
             n_channels, max(1, length - 1), n_features=n_features, generator=generator
@@ -71,6 +76,40 @@ class FixedFeatures(nn.Module):
         self.channel_std: Tensor
         self.mean: Tensor
         self.scale: Tensor
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], length: int) -> "FixedFeatures":
+        """Make them again from their `state_dict`, which may come from anyone.
+
+        Args:
+            state: What was saved.
+            length: As they were made with.
+
+        Raises:
+            ValueError: Sizes that do not fit each other, a channel that is not there, or a value
+                that is not finite.
+            KeyError: A tensor is missing.
+            RuntimeError: A tensor has another shape than these sizes give it.
+        """
+        if not 1 <= length <= _LONGEST:
+            raise ValueError(f"the length {length} is outside 1..{_LONGEST}")
+        n_channels = len(state["channel_mean"])
+        made = cls(
+            n_channels,
+            length,
+            n_features=len(state["rocket.biases"]),
+            n_groups=2 * state["hydra.weights"].shape[2],
+            generator=Generator().manual_seed(0),
+        )
+        made.load_state_dict(dict(state))
+        for name, tensor in made.named_buffers():
+            kind = name.rpartition(".")[2]
+            low, high = {"channels": (0, n_channels - 1), "n_summed": (1, n_channels)}.get(
+                kind, (-math.inf, math.inf)
+            )
+            if not bool(((tensor >= low) & (tensor <= high) & tensor.isfinite()).all()):
+                raise ValueError(f"{name} holds a value that it cannot have")
+        return made
 
     @property
     def n_features(self) -> int:

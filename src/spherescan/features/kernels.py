@@ -37,8 +37,14 @@ def random_channels(
     most = min(TAPS, n_channels)
     exponents = torch.rand(n_kernels, generator=generator, dtype=torch.float64)
     sizes = (most + 1) ** exponents
-    order = torch.rand(n_kernels, n_channels, generator=generator).argsort(dim=1)
-    return order[:, :most], sizes.long().clamp(1, most)
+    # Floyd's way to draw a set: no kernel needs a permutation of all channels.
+    drawn = torch.empty(n_kernels, most, dtype=torch.long)
+    for i, last in enumerate(range(n_channels - most, n_channels)):
+        candidate = torch.randint(last + 1, (n_kernels,), generator=generator)
+        taken = (drawn[:, :i] == candidate[:, None]).any(1)
+        drawn[:, i] = torch.where(taken, last, candidate)
+    order = torch.rand(n_kernels, most, generator=generator).argsort(dim=1)
+    return drawn.gather(1, order), sizes.long().clamp(1, most)
 
 
 def taps(z: Float[Tensor, "b k l"], dilation: int) -> list[Float[Tensor, "b k l"]]:

@@ -1,0 +1,265 @@
+"""What users do with a classifier, on the utterances that ship with the package."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from spherescan.data import locate, read_series
+from spherescan.errors import CheckpointError
+from spherescan.estimators import SequenceClassifier
+from spherescan.runs import read_checkpoint, write_checkpoint
+
+
+def speakers(split: str) -> tuple[list[np.ndarray], np.ndarray]:
+    table = read_series(locate(f"sample:JapaneseVowels_{split}.ts"))
+    return [np.ascontiguousarray(values.T) for values in table.series], np.array(table.labels)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return speakers("TRAIN")
+
+
+@pytest.fixture(scope="module")
+def test():
+    return speakers("TEST")
+
+
+@pytest.fixture(scope="module")
+def fitted(train):
+    return SequenceClassifier(n_features=504, random_state=0).fit(*train)
+
+
+def waves(n: int, length: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    t = np.linspace(0, 6, length)
+    return np.sin((1 + y[:, None]) * t) + 0.2 * rng.standard_normal((n, length)), y
+
+
+def test_it_tells_speakers_apart_by_utterances_of_different_lengths(fitted, test):
+    assert fitted.score(*test) > 0.97
+    assert fitted.n_channels_ == 12
+    assert not hasattr(fitted, "n_features_in_")
+
+
+def test_every_answer_follows_from_the_cosines(fitted, test):
+    X = test[0][:50]
+    cosines = fitted.decision_function(X)
+    embeddings = fitted.transform(X)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(fitted.prototypes_, axis=1), 1)
+    np.testing.assert_allclose(cosines, embeddings @ fitted.prototypes_.T)
+    proba = fitted.predict_proba(X)
+    expected = np.exp(fitted.scale_ * cosines)
+    np.testing.assert_allclose(proba, expected / expected.sum(1, keepdims=True))
+    nearest = fitted.classes_[cosines.argmax(1)]
+    assert (fitted.predict(X) == nearest).all()
+
+
+def test_prototypes_are_the_corners_of_a_simplex_at_height_one(fitted):
+    k = len(fitted.classes_)
+    cosines = (np.where(np.eye(k) > 0, 1, -1 / (k - 1)) + 1) / 2
+    np.testing.assert_allclose(fitted.prototypes_ @ fitted.prototypes_.T, cosines, atol=1e-9)
+    np.testing.assert_allclose(fitted.prototypes_[:, -1], np.sqrt(0.5))
+
+
+def test_left_out_cosines_are_those_of_a_fit_without_the_series(train):
+    X, y = waves(12)
+    whole = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    assert whole.left_out_cosines_.shape == (12, 3)
+    # Kernels and statistics come from all series; the regression does not see the one left out.
+    right = whole.left_out_cosines_.argmax(1) == y
+    assert right.mean() > 0.9
+    assert not np.allclose(whole.left_out_cosines_, whole.decision_function(X))
+
+
+@pytest.mark.parametrize("rejection", [0.05, 0.2])
+def test_known_speakers_are_rejected_at_the_rate_that_was_asked_for(fitted, train, rejection):
+    threshold = np.sort(fitted.left_out_cosines_.max(1))[int(271 * rejection) - 1]
+    assert (fitted.left_out_cosines_.max(1) < threshold).mean() == pytest.approx(
+        rejection, abs=2 / 270
+    )
+    X = train[0][:40]
+    found = fitted.predict_open(X, rejection=rejection, unknown_label=None)
+    unknown = np.array([label is None for label in found])
+    assert (unknown == (fitted.decision_function(X).max(1) < threshold)).all()
+    assert (found[~unknown] == fitted.predict(X)[~unknown]).all()
+
+
+def test_noise_is_unknown_and_speakers_are_not(fitted, test):
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal((12, 20)) for _ in range(20)]
+    assert (fitted.predict_open(noise) == "unknown").mean() > 0.9
+    assert (fitted.predict_open(test[0]) == "unknown").mean() < 0.1
+    with pytest.raises(ValueError, match="is a class"):
+        fitted.predict_open(noise, unknown_label=fitted.classes_[0])
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9])
+def test_sets_hold_the_true_class_as_often_as_promised(coverage):
+    rng = np.random.default_rng(1)
+    X, y = waves(150, seed=1)
+    X = X + 1.5 * rng.standard_normal(X.shape)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X[:75], y[:75])
+    sets = classifier.predict_set(X[75:], coverage=coverage)
+    inside = sets[np.arange(75), y[75:]].mean()
+    assert inside >= coverage - 0.1
+    assert sets.any(1).all()
+    smaller = classifier.predict_set(X[75:], coverage=coverage / 2)
+    assert (smaller <= sets).all()
+
+
+def test_one_seed_is_one_classifier_and_another_seed_another():
+    X, y = waves(20)
+    make = SequenceClassifier(n_features=84)
+    first, second, other = (
+        clone(make).set_params(random_state=seed).fit(X, y).decision_function(X)
+        for seed in (0, 0, 1)
+    )
+    assert (first == second).all()
+    assert (first != other).any()
+
+
+def test_the_form_of_the_input_does_not_matter():
+    X, y = waves(20)
+    made = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    expected = made.decision_function(X)
+    for same in (X[:, None], list(X), [x[None] for x in X], X.tolist(), pd.DataFrame(X).to_numpy()):
+        again = SequenceClassifier(n_features=84, random_state=0).fit(same, y)
+        assert (again.decision_function(same) == expected).all()
+        assert (made.decision_function(same) == expected).all()
+    frame = pd.DataFrame(X, columns=[f"t{i}" for i in range(X.shape[1])])
+    named = SequenceClassifier(n_features=84, random_state=0).fit(frame, pd.Series(y))
+    assert (named.decision_function(frame) == expected).all()
+    assert named.feature_names_in_[0] == "t0"
+
+
+def test_it_works_in_pipelines_searches_and_cross_validation():
+    X, y = waves(30)
+    pipeline = make_pipeline(StandardScaler(), SequenceClassifier(n_features=84, random_state=0))
+    assert cross_val_score(pipeline, X, y, cv=3).mean() > 0.9
+    search = GridSearchCV(
+        SequenceClassifier(random_state=0), {"n_features": [84, 168]}, cv=2, n_jobs=1
+    )
+    assert search.fit(X, y).best_score_ > 0.9
+    assert pickle.loads(pickle.dumps(search.best_estimator_)).score(X, y) == search.score(X, y)  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "b\n", "\u00e9"],
+        [-1, 0, 2**40],
+        [0.5, 1.5, 2.5],
+        np.array(["x", "yy", "z"], dtype=object),
+    ],
+)
+def test_what_is_saved_answers_with_the_same_bits(tmp_path, labels):
+    X, y = waves(18)
+    labels = np.asarray(labels)[y]
+    if np.asarray(labels).dtype.kind == "f":
+        labels = labels.astype(str)  # scikit-learn takes fractions for a regression
+    made = SequenceClassifier(n_features=84, random_state=np.int64(3)).fit(X, labels)
+    made.save(tmp_path / "model.safetensors")
+    again = SequenceClassifier.load(str(tmp_path / "model.safetensors"))
+    assert again.get_params() == {"n_features": 84, "random_state": 3}
+    assert again.classes_.dtype == made.classes_.dtype
+    assert (again.decision_function(X) == made.decision_function(X)).all()
+    assert (again.predict(X) == made.predict(X)).all()
+    assert (again.predict_open(X, rejection=0.2) == made.predict_open(X, rejection=0.2)).all()
+    assert (again.predict_set(X) == made.predict_set(X)).all()
+    assert (again.left_out_cosines_ == made.left_out_cosines_).all()
+    with pytest.raises(ValueError, match="30 features"):
+        again.predict(X[:, :10])
+    with pytest.raises(CheckpointError, match="not overwritten"):
+        SequenceClassifier(n_features=84).fit(X, labels).save(tmp_path / "model.safetensors")
+
+
+def test_a_forged_file_is_refused(tmp_path):
+    X, y = waves(18)
+    path = tmp_path / "good"
+    SequenceClassifier(n_features=84, random_state=0).fit(X, y).save(path)
+    good = read_checkpoint(path)
+
+    def refused(reason: str, state=None, **tensors) -> None:
+        changed = {name.replace("__", "."): value for name, value in tensors.items()}
+        kept = {n: t for n, t in (good.tensors | changed).items() if t is not None}
+        write_checkpoint(tmp_path / "bad", kept, good.state if state is None else state)
+        with pytest.raises(CheckpointError, match=reason):
+            SequenceClassifier.load(tmp_path / "bad")
+        (tmp_path / "bad").unlink()
+
+    refused("of no estimator", state={})
+    refused("of 'Other'", state=good.state | {"estimator": "Other"})
+    refused("n_features", state=good.state | {"n_features": "84"})
+    refused("length", state=good.state | {"length": 1 << 60})
+    refused("size mismatch", state=good.state | {"length": 10**6})
+    refused("cannot be saved", state=good.state | {"label_type": "<M8[s]"})
+    refused("not of type", state=good.state | {"label_type": "<i8", "labels": ["a", "b", "c"]})
+    refused("weight", weight=None)
+    channels = good.tensors["features.rocket.channels"]
+    refused("cannot have", features__rocket__channels=channels + 1)
+    refused("cannot have", features__rocket__channels=channels - 1)
+    refused("cannot have", features__scale=good.tensors["features.scale"] / 0)
+    refused("size mismatch|shape", features__scale=good.tensors["features.scale"][1:])
+    refused("fit", weight=good.tensors["weight"][1:])
+    refused("fit", target=good.tensors["target"] + 1)
+    with pytest.raises(CheckpointError):
+        SequenceClassifier.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("X", "reason"),
+    [
+        ([[1.0, float("nan")], [1.0, 2.0]], "NaN"),
+        ([np.array([1.0, np.inf]), np.array([1.0])], r"X\[0\] contains infinity"),
+        ([np.ones((2, 3)), np.ones((3, 3))], "series 1 of X has 3 channels"),
+        (np.ones((2, 0)), "0 feature"),
+        (np.ones((2, 1, 0)), "shape"),
+        ([np.ones(0), np.ones(2)], r"X\[0\] has the shape"),
+        (np.ones((0, 3)), "0 sample"),
+        ([], "1D array|0 sample|empty"),
+        (np.ones((2, 1, 3, 1)), "dim|shape"),
+        ([["a", "b"], ["c", "d"]], "could not convert string"),
+        (np.full((2, 3), 1e300), "too large"),
+        ([np.ones(3), "abc"], "could not convert|array"),
+    ],
+)
+def test_input_that_is_no_series_is_refused(X, reason):
+    with pytest.raises((ValueError, TypeError), match=reason):
+        SequenceClassifier(n_features=84).fit(X, [0, 1])
+
+
+def test_targets_that_are_no_classes_are_refused():
+    X, y = waves(6)
+    make = SequenceClassifier(n_features=84)
+    for bad, reason in (
+        ([0] * 6, "at least two classes"),
+        ([0, 1], "inconsistent"),
+        ([0.5, 1.5, 2.5, 3.5, 4.5, 5.5], "Unknown label type"),
+        ([0, 1, float("nan"), 0, 1, 0], "NaN"),
+        (None, "requires y"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            make.fit(X, bad)
+    with pytest.raises(NotFittedError):
+        make.predict(X)
+    for n_features, reason in ((83, "at least 84"), (84.5, "whole number"), ("84", "whole")):
+        with pytest.raises((TypeError, ValueError), match=reason):
+            SequenceClassifier(n_features=n_features).fit(X, y)
+
+
+def test_one_series_of_each_class_is_enough():
+    X, y = waves(3)
+    made = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    assert (made.predict(X) == y).all()
+    with pytest.raises(ValueError, match="cannot promise"):
+        made.predict_open(X)
