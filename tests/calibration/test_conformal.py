@@ -192,7 +192,8 @@ def test_one_class_and_one_sample(score):
     scores = score(torch.ones(1, 1))
     threshold = set_threshold(scores, torch.tensor([0]), coverage=0.5)
     assert threshold == scores.item()
-    assert prediction_sets(scores, threshold).tolist() == [[True]]
+    # A score that equals the threshold is not too strange: ties keep the promise.
+    assert prediction_sets(scores, threshold, never_empty=False).tolist() == [[True]]
 
 
 def noisy(n, seed):

@@ -16,6 +16,7 @@ from spherescan.calibration.checks import check_positive, check_target, checked
 # have can tell a larger scale from this one.
 LARGEST_SCALE = 1000.0
 
+_MOST_STEPS = 1000  # ten are usual, a hundred where almost all samples are certain
 _ARMIJO = 1e-4  # share of the predicted decrease, the textbook value
 # Newton's method doubles the digits: one step after a predicted decrease this small, what is left
 # is below the rounding of the loss.
@@ -210,11 +211,12 @@ def _newton(
 
     x = lead.new_zeros(k + 1)
     step, decrease = newton_step(x)
-    while decrease > _LAST_STEP:
+    taken = 0
+    while decrease > _LAST_STEP and taken < _MOST_STEPS:
         here, share = loss(x), 1.0
         while loss(x - share * step) > here - _ARMIJO * share * decrease:
             share /= 2
-        x = x - share * step
+        x, taken = x - share * step, taken + 1
         step, decrease = newton_step(x)
     best: Tensor = x - step
     return best
