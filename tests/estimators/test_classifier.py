@@ -211,7 +211,10 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("cannot have", features__scale=good.tensors["features.scale"] / 0)
     refused("size mismatch|shape", features__scale=good.tensors["features.scale"][1:])
     refused("fit", weight=good.tensors["weight"][1:])
-    refused("fit", target=good.tensors["target"] + 1)
+    refused("class outside", target=good.tensors["target"] + 1)
+    refused("not finite", bias=good.tensors["bias"] / 0)
+    refused("class outside", state=good.state | {"scale": -1.0})
+    refused("does not fit", state=good.state | {"labels": [0, 1]})
     with pytest.raises(CheckpointError):
         SequenceClassifier.load(tmp_path / "missing")
 

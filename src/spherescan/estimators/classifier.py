@@ -3,6 +3,7 @@
 Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, no_type_check
@@ -53,6 +54,36 @@ class _Fitted:
     left_out: Float[Tensor, "n k"]
     target: Int[Tensor, " n"]
     scale: float
+
+    def expect_sound(self, n_classes: int) -> None:
+        """Check what came from a file.
+
+        Raises:
+            ValueError: Shapes that do not fit each other, or a value that cannot be.
+        """
+        n, e, k = len(self.target), len(self.bias), n_classes
+        shapes = {
+            "weight": (self.features.n_features, e),
+            "bias": (e,),
+            "prototypes": (k, e + 1),
+            "left_out": (n, k),
+            "target": (n,),
+        }
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            wanted = torch.int64 if name == "target" else torch.float64
+            if tensor.shape != shapes[name] or tensor.dtype != wanted or n == 0:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
+                    f"{k} classes and {self.features.n_features} features"
+                )
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} holds a value that is not finite")
+        if (
+            not bool(((self.target >= 0) & (self.target < k)).all())
+            or not 0 <= self.scale < math.inf
+        ):
+            raise ValueError(f"a class outside 0..{k - 1}, or the scale {self.scale}")
 
 
 class SequenceClassifier(
@@ -257,11 +288,13 @@ class SequenceClassifier(
             stored = checkpoint.below("features.")
             features = FixedFeatures.of_state(stored, saved.length)
             fitted = _Fitted(features, **tensors, scale=saved.scale)
+            labels = saved.classes()
+            fitted.expect_sound(len(labels))
         except (ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
         made = cls(n_features=saved.n_features, random_state=saved.random_state)
-        made.classes_ = saved.classes()
+        made.classes_ = labels
         if saved.n_features_in is not None:
             made.n_features_in_ = saved.n_features_in
         if saved.feature_names:
