@@ -43,7 +43,7 @@ def mean_directions(
             a class without embeddings, or with some that cancel.
 
     References:
-        Mardia and Jupp, "Directional Statistics", 2000, section 10.3.1; Mensink et al.,
+        Mardia and Jupp, "Directional Statistics", 2000; Mensink et al.,
         "Distance-Based Image Classification: Generalizing to new classes at near-zero cost", 2013
         (nearest class mean).
     """

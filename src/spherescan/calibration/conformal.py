@@ -53,7 +53,7 @@ def aps_scores(
 
     References:
         Romano, Sesia, Candes, "Classification with Valid and Adaptive Coverage", 2020,
-        arXiv:2006.02544, equations 4 to 8.
+        arXiv:2006.02544.
     """
     ranked, order = _probabilities(probabilities).sort(dim=1, descending=True, stable=True)
     before = torch.cat((torch.zeros_like(ranked[:, :1]), ranked.cumsum(1)[:, :-1]), dim=1)
@@ -105,8 +105,8 @@ def class_thresholds(
             coverage outside 0..1.
 
     References:
-        Vovk, 2012, arXiv:1209.2673, section 4 (label-conditional, a Mondrian predictor); Sadinle,
-        Lei, Wasserman, 2019, arXiv:1609.00451, section 2.
+        Vovk, 2012, arXiv:1209.2673 (label-conditional, a Mondrian predictor); Sadinle,
+        Lei, Wasserman, 2019, arXiv:1609.00451.
     """
     check_share(coverage, of="the coverage")
     own = _own(scores, target)

@@ -125,7 +125,7 @@ def auroc(known: Float[Tensor, " n"], unknown: Float[Tensor, " m"]) -> float:
         ValueError: No scores on either side, or one that is not finite.
 
     References:
-        Fawcett, "An introduction to ROC analysis", 2006, section 7.
+        Fawcett, "An introduction to ROC analysis", 2006.
 
     Example:
         >>> auroc(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]))
@@ -172,12 +172,12 @@ def open_set_curve(
         ValueError: No scores on either side, or one that is not finite.
 
     References:
-        Dhamija, Guenther, Boult, "Reducing Network Agnostophobia", 2018, arXiv:1811.04110,
-        section 4 (OSCR).
+        Dhamija, Guenther, Boult, "Reducing Network Agnostophobia", 2018, arXiv:1811.04110
+        (OSCR).
 
     Notes:
-        A score equal to the threshold counts as known on both axes, as it is for
-        `known_threshold`; in the paper the axes differ there.
+        A score equal to the threshold counts as known on both axes, as it does for
+        `known_threshold`.
     """
     known, unknown = checked(known, of="known scores"), checked(unknown, of="unknown scores")
     distinct = sorted({math.inf, *known.tolist(), *unknown.tolist()}, reverse=True)
