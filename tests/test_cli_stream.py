@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -190,19 +192,29 @@ def test_help_lists_the_flags(capsys):
 def process(runs):
     command = [sys.executable, "-m", "spherescan", "stream", str(runs / "waves")]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    # Python must not flush by itself what the verb has to.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+    ) as process:
         yield process
         process.kill()
+
+
+def answer(process) -> bytes:
+    ready, _, _ = select.select([process.stdout], [], [], 60)
+    assert ready, "nothing is printed before more is written"
+    return process.stdout.readline()
 
 
 def test_an_answer_comes_before_the_next_line_is_written(process):
     for step in (1, 2, 3):
         process.stdin.write(b"1 2\n")
         process.stdin.flush()
-        assert process.stdout.readline().startswith(b"%d\t" % step)
+        assert answer(process).startswith(b"%d\t" % step)
     process.stdin.write(b"\n")
     process.stdin.flush()
-    assert process.stdout.readline() == b"\n"
+    assert answer(process) == b"\n"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert process.stderr.read() == b""
