@@ -226,15 +226,20 @@ class SequenceClassifier(
         found[(largest_score(cosines) < threshold).numpy()] = unknown_label
         return found
 
-    def predict_set(self, X: Any, *, coverage: float = 0.9) -> NDArray[np.bool_]:
+    def predict_set(
+        self, X: Any, *, coverage: float = 0.9, never_empty: bool = False
+    ) -> NDArray[np.bool_]:
         """Return for each series the set of classes that holds the true one with a probability.
 
         Args:
             X: Series.
-            coverage: That probability.
+            coverage: That probability, on the average over training and new series.
+            never_empty: Whether the nearest class is always inside. An empty set, which is wrong,
+                says that no class fits; without any, sets hold the truth more often than asked
+                for where the classifier is right more often than that.
 
         Returns:
-            Whether a class is in the set of a series, of shape (n_cases, k); none is empty.
+            Whether a class is in the set of a series, of shape (n_cases, k).
 
         Raises:
             ValueError: A coverage outside 0..1.
@@ -244,7 +249,7 @@ class SequenceClassifier(
         scores = lac_scores(probabilities(fitted.left_out, fitted.scale))
         threshold = set_threshold(scores, fitted.target, coverage=coverage)
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
-        return prediction_sets(found, threshold).numpy()
+        return prediction_sets(found, threshold, never_empty=never_empty).numpy()
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has come to its end."""
