@@ -362,7 +362,7 @@ def spherescan(*arguments: str, **options) -> subprocess.Popen:
 def wait_for_step(run: Path, step: int) -> None:
     for _ in range(600):
         path = run / "metrics.jsonl"
-        if path.exists() and path.read_bytes().count(b"\n") > step:
+        if path.exists() and b'"step":%d,' % (step + 1) in path.read_bytes():
             return
         time.sleep(0.1)
     raise AssertionError("the run did not get going")
