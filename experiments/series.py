@@ -54,10 +54,12 @@ def load(name: str, split: str) -> Data:
         with np.load(folder_of("tslearn") / ".cached_datasets" / f"{name}.npz") as arrays:
             part = split.lower()
             return arrays[f"X_{part}"].transpose(0, 2, 1), arrays[f"y_{part}"]
-    path = locate(f"sample:{name}_{split}.ts")
-    if name != "JapaneseVowels":
-        path = folder_of("aeon") / "datasets" / "data" / name / f"{name}_{split}.ts"
-    table = read_series(path)
+    file = f"{name}_{split}.ts"
+    table = read_series(
+        locate(f"sample:{file}")
+        if name == "JapaneseVowels"
+        else folder_of("aeon") / "datasets" / "data" / name / file
+    )
     return [np.ascontiguousarray(values.T) for values in table.series], np.array(table.labels)
 
 
@@ -70,12 +72,15 @@ def rocket(seed: int) -> Any:
     )
 
 
-def padded_to_one_length(series: Any) -> np.ndarray:
-    """Return series as aeon's MiniRocket needs them: zeros behind the shorter ones."""
-    if isinstance(series, np.ndarray):
-        return series
-    longest = max(values.shape[1] for values in series)
-    return np.stack([np.pad(values, ((0, 0), (0, longest - values.shape[1]))) for values in series])
+def of_one_length(train: Any, test: Any) -> tuple[Any, Any]:
+    """Return series as aeon's MiniRocket needs them: zeros behind all but the longest."""
+    if isinstance(train, np.ndarray):
+        return train, test
+    longest = max(values.shape[1] for values in [*train, *test])
+    return tuple(
+        np.stack([np.pad(values, ((0, 0), (0, longest - values.shape[1]))) for values in part])
+        for part in (train, test)
+    )
 
 
 def timed(make: Callable[[int], Any], train: Data, test: Data, seed: int) -> tuple[float, ...]:
@@ -102,15 +107,20 @@ def main() -> None:
     print("| set | train / test | accuracy (range) | fit, predict, s | calibration error "
           "| MiniRocket of aeon (range) | fit, predict, s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
-    timed(rocket, *(2 * [(np.random.default_rng(0).random((4, 20)), np.arange(4) % 2)]), 0)
+    for shape in ((4, 20), (4, 2, 20)):
+        few = np.random.default_rng(0).random(shape), np.arange(4) % 2
+        timed(rocket, few, few, 0)
     for name in options.names:
         train, test = load(name, "TRAIN"), load(name, "TEST")
-        same = [(padded_to_one_length(X), y) for X, y in (train, test)]
+        same = of_one_length(train[0], test[0])
         ours = [
             timed(lambda seed: SequenceClassifier(random_state=seed), train, test, seed)
             for seed in range(options.seeds)
         ]
-        theirs = [timed(rocket, *same, seed) for seed in range(options.seeds)]
+        theirs = [
+            timed(rocket, (same[0], train[1]), (same[1], test[1]), seed)
+            for seed in range(options.seeds)
+        ]
         print(
             f"| {name} | {len(train[1])} / {len(test[1])} | {row(ours)} "
             f"| {statistics.mean(run[3] for run in ours):.3f} | {row(theirs)} |",
