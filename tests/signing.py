@@ -20,7 +20,7 @@ def signed(body: bytes) -> bytes:
         digests = [
             sha256(body[at : min(at + PIECE, end + after)]).digest()
             for begin, after in spans
-            for at in range(end + begin, min(end + after, len(body)), PIECE)
+            for at in range(end + max(0, begin), min(end + after, len(body)), PIECE)
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return body + sha256(body).digest()

@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -30,7 +31,7 @@ from tests.signing import signed
 STATE = {"step": 7, "loss": 0.1, "config": "a\n\u00e9", "order": [1, [2, None]], "seed": 2**64 - 1}
 METADATA = {
     "format": "pt",
-    "spherescan.schema": "1",
+    "spherescan.schema": str(SCHEMA),
     "spherescan.created_by": "a test",
     "spherescan.state": "{}",
 }
@@ -537,6 +538,29 @@ class TestCommit:
         assert str(tmp_path / "b") in str(caught.value)
         assert "\n" not in str(caught.value)
         assert listing(tmp_path) == kept
+
+    def test_a_write_refused_among_pieces_leaves_no_thread_and_no_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(container, "PIECE_BYTES", 1 << 20)
+        tensors = {name: torch.zeros(3 << 20, dtype=torch.uint8) for name in "ab"}
+        tensors["columns"] = torch.zeros(1 << 18).reshape(2, -1).T
+        real, written = os.write, []
+
+        def refuse(file, view):
+            written.append(len(view))
+            if len(written) == 6:
+                raise OSError(errno.ENOSPC, "no room")
+            return real(file, view)
+
+        threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", refuse)
+            with pytest.raises(StorageError, match="no room"):
+                write_checkpoint(tmp_path / "c", tensors, {})
+        assert listing(tmp_path) == {}
+        assert threading.active_count() == threads
+        assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+        write_checkpoint(tmp_path / "c", tensors, {})
+        assert_same(read_checkpoint(tmp_path / "c").tensors["columns"], tensors["columns"])
 
     def test_a_system_that_takes_no_bytes_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "write", lambda *_: 0)

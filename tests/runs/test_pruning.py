@@ -1,6 +1,7 @@
 """What a removed checkpoint takes is freed by a thread, for which the run does not wait."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -8,7 +9,7 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from spherescan.runs import RunStore, folder
+from spherescan.runs import RunStore, container, folder, read_checkpoint
 
 LARGE = folder.WORTH_A_THREAD
 STATE = {"counters": {"best_step": None}}
@@ -20,6 +21,42 @@ def open_and_deleted(path: Path) -> list[Path]:
         with suppress(FileNotFoundError):  # the one that lists them is among them
             found.append(file.readlink())
     return [file for file in found if file.is_relative_to(path) and file.name.endswith("(deleted)")]
+
+
+def no_more_threads(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_without_another_thread_it_is_freed_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(container, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(Thread, "start", no_more_threads)
+    store = RunStore.create(tmp_path / "run")
+    for step in (1, 2):
+        store.save(step, {"x": torch.arange(step * 3)}, STATE)
+    store.prune(keep=1)
+    assert store.steps() == [2]
+    assert open_and_deleted(tmp_path) == []
+    found = read_checkpoint(store.checkpoint_path(2))
+    assert found.tensors["x"].tolist() == [0, 1, 2, 3, 4, 5]
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["prune two", "close"])
+def test_nothing_is_left_to_be_freed(tmp_path, monkeypatch, how):
+    def slowly(file: int) -> None:
+        time.sleep(0.1)
+        os.close(file)
+
+    store = RunStore.create(tmp_path / "run")
+    for step in (1, 2, 3):
+        store.save(step, {"x": torch.ones(3)}, STATE)
+    monkeypatch.setattr(folder, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(folder, "close_quietly", slowly)
+    store.prune(keep=1 if how == "prune two" else 2)
+    assert len(open_and_deleted(tmp_path)) == 1  # the one before it was waited for
+    store.close()
+    assert open_and_deleted(tmp_path) == []
 
 
 @pytest.mark.parametrize("size", [0, LARGE - 1, LARGE])
@@ -50,11 +87,11 @@ def test_the_next_save_waits_for_the_room(tmp_path, monkeypatch):
         free.wait(60)
         os.close(file)
 
-    monkeypatch.setattr(folder, "WORTH_A_THREAD", 0)
-    monkeypatch.setattr(folder, "close_quietly", close_when_told)
     store = RunStore.create(tmp_path / "run")
     for step in (1, 2):
         store.save(step, {"x": torch.ones(3)}, STATE)
+    monkeypatch.setattr(folder, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(folder, "close_quietly", close_when_told)
     store.prune(keep=1)
     assert store.steps() == [2]
     assert len(open_and_deleted(tmp_path)) == 1

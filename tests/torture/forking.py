@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from spherescan.runs import container, folder
+
 FAILED = 99  # exit code of a child whose work raised
 
 
@@ -47,6 +49,7 @@ def in_child(
     send: tuple[tuple[float, int], ...] = (),
     limit: int = 120,
     quiet: bool = True,
+    threads: bool = True,
 ) -> Ended:
     """Do some work in a forked child.
 
@@ -55,12 +58,15 @@ def in_child(
         send: Signals to send, each after so many seconds from the fork, in order.
         limit: The child is killed by SIGALRM after so many seconds; that is always a failure.
         quiet: Whether the child's standard output and errors are thrown away.
+        threads: Whether saving and pruning use their threads however small a checkpoint is.
     """
     began = time.monotonic()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
+        if threads:
+            container._WORTH_A_THREAD = folder.WORTH_A_THREAD = 0
         _live(work, writing, limit, quiet=quiet)
     os.close(writing)
     try:

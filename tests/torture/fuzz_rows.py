@@ -68,7 +68,7 @@ def _fuzz_all(targets: list[Target], report: Report, count: int, seed: int) -> N
             n = min(BATCH, wanted - tried)
             # A batch in a child: what one leaves in memory is gone with it.
             work = partial(_batch, target, n, seed + tried)
-            found = in_child(work, limit=3600).expect_finished()
+            found = in_child(work, limit=3600, threads=False).expect_finished()
             tried, read = tried + n, read + found["read"]
             behaviours |= set(found["behaviours"])
             for kind, (data, message) in found["faults"].items():

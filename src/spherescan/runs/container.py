@@ -49,7 +49,9 @@ MAX_STATE_DEPTH = 64
 # What is hashed on its own, a part of the format: large enough for full disk speed, small enough
 # never to matter beside the tensors, and enough of them to keep several cores busy.
 PIECE_BYTES = 8 << 20
-# In these schemas the digest was the SHA-256 of every byte before it.
+# In these schemas the digest was the SHA-256 of every byte before it. All others, also those to
+# come, have it of pieces: the digest is compared before a schema is believed. Another way to hash
+# needs another name than COMMIT.
 _HASHED_AT_ONCE = {"1", "2"}
 _N_HASHERS = 2
 # What a save leaves free, so that metrics and events can still be written.
@@ -281,25 +283,35 @@ def _write_hashed(file: int, head: bytes, tensors: list[Tensor]) -> str:
     write_all(file, memoryview(head))
     at, digests = len(head), list[Future[bytes]]()
     with ThreadPoolExecutor(_N_HASHERS, thread_name_prefix="checkpoint") as hashers:
-        for tensor in tensors:
-            whole = tensor.detach().resolve_neg().contiguous()
-            for piece in _pieces(_bytes_of(whole)):
-                if len(piece) >= _WORTH_A_THREAD:
-                    digests.append(hashers.submit(_digest, piece))
-                else:
-                    digests.append(Future())
-                    digests[-1].set_result(_digest(piece))
-                write_all(file, piece)
-                at += len(piece)
-                if len(piece) == PIECE_BYTES:
-                    _begin_to_sync(file, at - len(piece), len(piece))
-            if whole.data_ptr() != tensor.data_ptr():
-                wait(digests)  # one copy at a time takes memory
+        try:
+            for tensor in tensors:
+                whole, first = tensor.detach().resolve_neg().contiguous(), len(digests)
+                for piece in _pieces(_bytes_of(whole)):
+                    digests.append(_hashed(piece, hashers))
+                    write_all(file, piece)
+                    at += len(piece)
+                    if len(piece) == PIECE_BYTES:
+                        _begin_to_sync(file, at - len(piece), len(piece))
+                if whole.data_ptr() != tensor.data_ptr():
+                    wait(digests[first:])  # one copy at a time takes memory
+        except BaseException:
+            hashers.shutdown(wait=False, cancel_futures=True)
+            raise
     sha = hashlib.sha256(head)
     for digest in digests:
         sha.update(digest.result())
     write_all(file, memoryview(sha.digest()))
     return sha.hexdigest()
+
+
+def _hashed(piece: memoryview, hashers: ThreadPoolExecutor) -> Future[bytes]:
+    """Have a piece hashed by another thread where that pays and there can be one."""
+    if len(piece) >= _WORTH_A_THREAD:
+        with suppress(RuntimeError):  # no more threads
+            return hashers.submit(_digest, piece)
+    digest = Future[bytes]()
+    digest.set_result(_digest(piece))
+    return digest
 
 
 def _pieces(view: memoryview) -> Iterator[memoryview]:
@@ -372,12 +384,7 @@ class _Reader:
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """Read the next tensor."""
-        try:
-            tensor = torch.empty(info.shape, dtype=info.dtype)
-        except (RuntimeError, MemoryError):
-            raise CheckpointError(
-                f"{self._path} needs {info.n_bytes} bytes for {info.name}, more memory than is free"
-            ) from None
+        tensor = self._memory(info, info.shape, info.dtype)
         for piece in _pieces(_bytes_of(tensor)):
             self._piece(piece)
         if info.dtype is torch.bool and not _is_bool(tensor):
@@ -386,7 +393,7 @@ class _Reader:
 
     def skip(self, info: TensorInfo) -> None:
         """Hash the next tensor only, with the checks that `tensor` makes of its values."""
-        scratch = torch.empty(min(info.n_bytes, PIECE_BYTES), dtype=torch.uint8)
+        scratch = self._memory(info, (min(info.n_bytes, PIECE_BYTES),), torch.uint8)
         for start in range(0, info.n_bytes, PIECE_BYTES):
             piece = scratch[: info.n_bytes - start]
             self._piece(_bytes_of(piece))
@@ -426,6 +433,14 @@ class _Reader:
         self._fill(memoryview(buffer))
         self._sha.update(buffer)
         return bytes(buffer)
+
+    def _memory(self, info: TensorInfo, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        try:
+            return torch.empty(shape, dtype=dtype)
+        except (RuntimeError, MemoryError):
+            raise CheckpointError(
+                f"{self._path} needs {info.n_bytes} bytes for {info.name}, more memory than is free"
+            ) from None
 
     def _piece(self, piece: memoryview) -> None:
         self._fill(piece)

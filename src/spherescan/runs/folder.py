@@ -113,20 +113,24 @@ class Folder:
         The name is gone on return. Freeing the pages of a gigabyte takes a fifth of a second, and
         the system does it when the last descriptor is closed: so one is held open until then.
         """
-        held = None
-        with suppress(OSError):  # then it is removed without
-            held = self._open(name, os.O_RDONLY)
-        freeing = None
         try:
+            held = self._open(name, os.O_RDONLY)
+        except OSError:
             self.remove(name)
-            if held is not None and os.fstat(held).st_size >= WORTH_A_THREAD:
-                freeing = Thread(target=close_quietly, args=(held,), name="freeing")
+            return None
+        freeing = Thread(target=close_quietly, args=(held,), name="freeing")
+        try:
+            large = os.fstat(held).st_size >= WORTH_A_THREAD
+            self.remove(name)
+        except BaseException:
+            close_quietly(held)
+            raise
+        if large:
+            with suppress(RuntimeError):  # no more threads: then here
                 freeing.start()
-                held = None
-        finally:
-            if held is not None:
-                os.close(held)
-        return freeing
+                return freeing
+        close_quietly(held)
+        return None
 
     def read(self, name: str, *, limit: int) -> bytes:
         """Return the bytes of a regular file.
