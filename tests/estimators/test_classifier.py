@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -176,7 +177,8 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, labels):
     made.save(tmp_path / "model.safetensors")
     again = SequenceClassifier.load(str(tmp_path / "model.safetensors"))
     assert again.get_params() == {"n_features": 84, "random_state": 3}
-    assert again.classes_.dtype == made.classes_.dtype
+    assert again.classes_.dtype.kind == made.classes_.dtype.kind
+    assert again.classes_.tolist() == made.classes_.tolist()
     assert (again.decision_function(X) == made.decision_function(X)).all()
     assert (again.predict(X) == made.predict(X)).all()
     assert (again.predict_open(X, rejection=0.2) == made.predict_open(X, rejection=0.2)).all()
@@ -216,12 +218,61 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("cannot have", features__scale=good.tensors["features.scale"] / 0)
     refused("size mismatch|shape", features__scale=good.tensors["features.scale"][1:])
     refused("fit", weight=good.tensors["weight"][1:])
+    refused("shape", features__hydra__weights=torch.zeros(1, 2, 50, 0, 9))
+    refused("shape", features__channel_mean=torch.zeros(10**8, 0))
+    refused("shape", features__rocket__biases=torch.tensor(1.0))
+    refused("cannot have", features__channel_std=torch.zeros(1, dtype=torch.float64))
+    refused("unit vectors", prototypes=2 * good.tensors["prototypes"])
+    refused("at most 0 long", state=good.state | {"label_type": "<U100000000"})
+    refused("different", state=good.state | {"labels": [1, 1, 1]})
     refused("class outside", target=good.tensors["target"] + 1)
     refused("not finite", bias=good.tensors["bias"] / 0)
     refused("class outside", state=good.state | {"scale": -1.0})
     refused("does not fit", state=good.state | {"labels": [0, 1]})
     with pytest.raises(CheckpointError):
         SequenceClassifier.load(tmp_path / "missing")
+
+
+def test_how_series_were_normalised_or_rounded_is_no_feature():
+    X, y = waves(60, length=100)
+    X = (X - X.mean(1, keepdims=True)) / X.std(1, keepdims=True)
+    classifier = SequenceClassifier(n_features=252, random_state=0).fit(np.round(X, 4), y)
+    for changed in (1.01 * X, X + 0.01, np.round(X, 2)):
+        assert classifier.score(changed, y) == 1
+        assert (classifier.predict_open(changed) == "unknown").mean() < 0.2
+
+
+def test_a_large_offset_costs_nothing():
+    X, y = waves(40)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X[:20] + 2**31, y[:20])
+    assert classifier.score(X[20:] + 2**31, y[20:]) == 1
+
+
+def test_what_a_failed_fit_leaves_is_not_fitted():
+    X, y = waves(12)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="at least 84"):
+        classifier.set_params(n_features=10).fit(X, np.array(["x", "y", "z"])[y])
+    with pytest.raises(NotFittedError):
+        classifier.predict(X)
+
+
+def test_a_list_of_arrays_is_series_whatever_their_lengths():
+    X, y = waves(12)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    assert classifier.n_features_in_ == 30
+    classifier.fit(list(X), y)
+    assert not hasattr(classifier, "n_features_in_")
+    same = [classifier.predict([X[0][:15]]), classifier.predict([X[0][:15], X[1][:15]])[:1]]
+    assert same[0] == same[1] == classifier.predict([X[0][:15], X[1]])[0]
+
+
+def test_values_far_from_those_of_training_are_refused_by_every_method():
+    X, y = waves(30)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    for ask in (classifier.predict, classifier.decision_function, classifier.predict_open):
+        with pytest.raises(ValueError, match="series 1 of X has values too far"):
+            ask(np.stack([X[0], 1e30 * X[1]]))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +289,10 @@ def test_a_forged_file_is_refused(tmp_path):
         (np.ones((2, 1, 3, 1)), "dim|shape"),
         ([["a", "b"], ["c", "d"]], "could not convert string"),
         (np.full((2, 3), 1e300), "too large"),
-        ([np.ones(3), "abc"], "could not convert|array"),
+        ([np.ones(3), "abc"], r"X\[1\] has the shape \(\)"),
+        ([np.array(3.0), np.ones(3)], r"X\[0\] has the shape \(\)"),
+        (np.ma.masked_equal([[1.0, 2.0], [3.0, 4.0]], 4.0), "masked values"),
+        ([np.ones(3), np.ma.masked_equal([1.0, 2.0], 2.0)], "masked values"),
     ],
 )
 def test_input_that_is_no_series_is_refused(X, reason):

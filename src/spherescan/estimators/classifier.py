@@ -33,7 +33,7 @@ from spherescan.calibration import (
     set_threshold,
 )
 from spherescan.errors import CheckpointError
-from spherescan.estimators.saved import Saved, seed_of
+from spherescan.estimators.saved import Saved, label_type, seed_of
 from spherescan.estimators.sequences import checked_labels, expect_whole, padded
 from spherescan.features import FixedFeatures, ridge
 from spherescan.nn import separated_prototypes
@@ -61,7 +61,7 @@ class _Fitted:
         Raises:
             ValueError: Shapes that do not fit each other, or a value that cannot be.
         """
-        n, e, k = len(self.target), len(self.bias), n_classes
+        n, e, k = self.target.numel(), self.bias.numel(), n_classes
         shapes = {
             "weight": (self.features.n_features, e),
             "bias": (e,),
@@ -79,6 +79,8 @@ class _Fitted:
                 )
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"{name} holds a value that is not finite")
+        if not torch.allclose(self.prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
+            raise ValueError("prototypes holds rows that are no unit vectors")
         if (
             not bool(((self.target >= 0) & (self.target < k)).all())
             or not 0 <= self.scale < math.inf
@@ -100,8 +102,8 @@ class SequenceClassifier(
     thresholds.
 
     Args:
-        n_features: About how many convolution features of the series, and as many of its
-            differences; Hydra's come on top.
+        n_features: About how many convolution features of the series, at least 84, and as many of
+            its differences; Hydra's come on top.
         random_state: Seed of the kernels; see scikit-learn's glossary.
 
     Attributes:
@@ -148,8 +150,10 @@ class SequenceClassifier(
             y: Labels of shape (n_cases,).
 
         Raises:
-            ValueError: X or y that scikit-learn would refuse, or a single class.
+            ValueError: X or y that scikit-learn would refuse, a single class, or too few features.
+            TypeError: A number of features that is no whole number.
         """
+        self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
         batch = padded(self, X, reset=True)
         labels = checked_labels(batch, y)
         self.classes_, indices = np.unique(labels, return_inverse=True)
@@ -170,8 +174,8 @@ class SequenceClassifier(
         fitted = ridge(described, points[target])
         prototypes = _seen_from_below(points)
         left_out = _seen_from_below(fitted.left_out) @ prototypes.T
-        # As if each class had been seen once more: never certain, however separable the series.
-        scale = fit_scale(left_out, target, smoothing=k / (len(target) + k))
+        # Laplace's rule of right and wrong: never certain, however separable the series are.
+        scale = fit_scale(left_out, target, smoothing=k / ((k - 1) * (len(target) + 2)))
         return self._keep(
             _Fitted(features, fitted.weight, fitted.bias, prototypes, left_out, target, scale)
         )
@@ -253,7 +257,7 @@ class SequenceClassifier(
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has come to its end."""
-        return hasattr(self, "_fitted")
+        return "_fitted" in self.__dict__
 
     def save(self, path: str | Path) -> None:
         """Write everything that predictions need to one new safetensors file.
@@ -266,12 +270,12 @@ class SequenceClassifier(
         check_is_fitted(self)
         fitted = self._fitted
         saved = Saved(
-            n_features=self.n_features,
+            n_features=int(self.n_features),
             random_state=seed_of(self.random_state),
             length=fitted.features.length,
             n_features_in=getattr(self, "n_features_in_", None),
             feature_names=tuple(getattr(self, "feature_names_in_", ())),
-            label_type=self.classes_.dtype.str,
+            label_type=label_type(self.classes_),
             labels=tuple(self.classes_.tolist()),
             scale=fitted.scale,
         )
@@ -323,6 +327,12 @@ class SequenceClassifier(
         batch = padded(self, X, reset=False)
         with torch.inference_mode():
             features = self._fitted.features(*batch).double()
+        far = ~features.isfinite().all(1)
+        if bool(far.any()):
+            raise ValueError(
+                f"series {int(far.nonzero()[0])} of X has values too far from those of training "
+                "for float32"
+            )
         return _seen_from_below(features @ self._fitted.weight + self._fitted.bias)
 
 

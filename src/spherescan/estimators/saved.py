@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spherescan.strict_json import typed
 
 # Whole numbers, floats, bools, texts of fixed length, and objects that are texts.
-_LABEL_TYPE = re.compile(r"[<>|=]?[biufU][0-9]{1,9}|\|O")
+_LABEL_TYPE = re.compile(r"[<>|=][biufU][0-9]{1,9}|\|O")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,9 @@ class Saved:
             raise ValueError(
                 f"labels of type {self.label_type} cannot be saved; use texts or numbers"
             )
+        longest = max((len(label) for label in self.labels if isinstance(label, str)), default=0)
+        if self.label_type[1] == "U" and int(self.label_type[2:]) > max(1, longest):
+            raise ValueError(f"labels of type {self.label_type} are at most {longest} long")
 
     def state(self, estimator: str) -> dict[str, Any]:
         """Return it as JSON has it, with the name of the estimator."""
@@ -65,9 +68,19 @@ class Saved:
             ValueError: They are not of the type that the file says.
         """
         try:
-            return np.array(self.labels, dtype=self.label_type)
+            labels = np.array(self.labels, dtype=self.label_type)
+            distinct = len(np.unique(labels)) == len(labels) >= 2
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"labels are not of type {self.label_type}: {error}") from error
+        if not distinct:
+            raise ValueError("labels are not two or more different ones")
+        return labels
+
+
+def label_type(classes: NDArray[Any]) -> str:
+    """Return the type of labels as numpy writes it; of texts, as long as the longest."""
+    texts = classes.dtype.kind == "U"
+    return (np.array(classes.tolist()) if texts else classes).dtype.str
 
 
 def seed_of(random_state: object) -> int | None:

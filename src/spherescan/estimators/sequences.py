@@ -43,8 +43,7 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         ValueError: Something that is no finite number, nothing at all, or not what was remembered.
         TypeError: A sparse matrix, or values of a type that is no number.
     """
-    with np.errstate(over="ignore"):  # an error says that a value is too large
-        series = _series(estimator, X, reset=reset)
+    series = _series(estimator, X, reset=reset)
     n_channels = series[0].shape[0]
     if reset:
         estimator.n_channels_ = n_channels
@@ -54,16 +53,25 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
                 f"series {index} of X has {values.shape[0]} channels, but "
                 f"{type(estimator).__name__} is expecting {estimator.n_channels_}"
             )
+        if np.abs(values).max() > np.finfo(np.float32).max:
+            raise ValueError(
+                f"series {index} of X holds a value too large for dtype('float32'); rescale it"
+            )
     return _stacked(series)
 
 
-def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float32]]:
+def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
+    if any(np.ma.is_masked(values) for values in (X if isinstance(X, list | tuple) else [X])):
+        raise ValueError("X has masked values; fill them in or remove the series")
     series = _ragged(X)
     if series is None and getattr(X, "ndim", 2) != 3:
-        array = validate_data(estimator, X, reset=reset, dtype=np.float32)
-        series = list(array[:, None, :])
-    elif series is None:
-        array = check_array(X, dtype=np.float32, allow_nd=True, estimator=estimator)
+        array = validate_data(estimator, X, reset=reset, dtype=np.float64)
+        return list(array[:, None, :])
+    if reset:  # of an earlier fit to X of two axes
+        for name in ("n_features_in_", "feature_names_in_"):
+            vars(estimator).pop(name, None)
+    if series is None:
+        array = check_array(X, dtype=np.float64, allow_nd=True, estimator=estimator)
         if 0 in array.shape:
             raise ValueError(f"X has the shape {array.shape}; every series needs a value")
         series = list(array)
@@ -95,21 +103,36 @@ def expect_whole(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}; it must be a whole number")
 
 
-def _ragged(X: Any) -> list[NDArray[np.float32]] | None:
-    """Return the series of a list whose elements are arrays of two axes or of several lengths."""
+def _ragged(X: Any) -> list[NDArray[np.float64]] | None:
+    """Return the series of a list of arrays, or of lists of two levels or of several lengths.
+
+    Nothing of a list of lists of as many numbers each: that is an array of two axes.
+    """
     if not isinstance(X, list | tuple) or not X:
         return None
-    shapes = {np.shape(values) for values in X if isinstance(values, np.ndarray | list | tuple)}
-    if len(shapes) == 1 and len(next(iter(shapes))) < 2:
-        return None
-    if not shapes:
-        return None
+    if not any(isinstance(values, np.ndarray) for values in X):
+        shapes = {_shape(values) for values in X}
+        if len(shapes) == 1 and len(next(iter(shapes))) < 2:
+            return None
     return [_one(index, values) for index, values in enumerate(X)]
 
 
-def _one(index: int, values: Any) -> NDArray[np.float32]:
+def _shape(values: Any) -> tuple[int, ...]:
+    try:
+        return np.shape(values)
+    except ValueError:  # lists within it are not of one length; `_one` says so
+        return (0, 0, 0)
+
+
+def _one(index: int, values: Any) -> NDArray[np.float64]:
+    shape = _shape(values)
+    if len(shape) not in {1, 2}:
+        raise ValueError(
+            f"X[{index}] has the shape {shape}; a series has the shape (n_channels, n_timepoints) "
+            "or (n_timepoints,)"
+        )
     array = check_array(
-        values, dtype=np.float32, ensure_2d=False, ensure_min_samples=0, input_name=f"X[{index}]"
+        values, dtype=np.float64, ensure_2d=False, ensure_min_samples=0, input_name=f"X[{index}]"
     )
     array = array[None] if array.ndim == 1 else array
     if 0 in array.shape:
@@ -117,10 +140,12 @@ def _one(index: int, values: Any) -> NDArray[np.float32]:
     return array
 
 
-def _stacked(series: list[NDArray[np.float32]]) -> Padded:
+def _stacked(series: list[NDArray[np.float64]]) -> Padded:
     lengths = torch.tensor([values.shape[1] for values in series])
     longest = int(lengths.max())
-    x = torch.zeros(len(series), longest, series[0].shape[0])
+    x = torch.zeros(len(series), longest, series[0].shape[0], dtype=torch.float64)
     for row, values in zip(x, series, strict=True):
-        row[: values.shape[1]] = torch.from_numpy(np.ascontiguousarray(values.T))
+        row[: values.shape[1]] = torch.from_numpy(
+            values.T.copy()
+        )  # what is read-only has to be copied
     return Padded(x, torch.arange(longest) < lengths[:, None])

@@ -14,8 +14,10 @@ from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
 from spherescan.features.statistics import channel_statistics
 
-# A feature that is the same for all training series says nothing, and gets no weight.
-_LEAST_DEVIATION = 1e-7
+# A feature that is the same for all training series says nothing, and gets no weight. Features are
+# shares, roots of counts, and values in units of a channel's deviation; what differs by less than
+# this is rounding of the data, such as the mean of series that were normalised one by one.
+_LEAST_DEVIATION = 1e-2
 _LONGEST = 1 << 40  # of a series; a longer one has no room in a memory
 
 
@@ -68,8 +70,8 @@ class FixedFeatures(nn.Module):
             self.hydra.n_features,
             4 * n_channels,
         )
-        self.register_buffer("channel_mean", torch.zeros(n_channels))
-        self.register_buffer("channel_std", torch.ones(n_channels))
+        self.register_buffer("channel_mean", torch.zeros(n_channels, dtype=torch.float64))
+        self.register_buffer("channel_std", torch.ones(n_channels, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(sum(self.sizes)))
         self.register_buffer("scale", torch.ones(sum(self.sizes)))
         self.channel_mean: Tensor
@@ -93,6 +95,10 @@ class FixedFeatures(nn.Module):
         """
         if not 1 <= length <= _LONGEST:
             raise ValueError(f"the length {length} is outside 1..{_LONGEST}")
+        axes = {"channel_mean": 1, "rocket.biases": 1, "hydra.weights": 5}
+        for name, n_axes in axes.items():
+            if state[name].ndim != n_axes or not state[name].numel():
+                raise ValueError(f"{name} has the shape {tuple(state[name].shape)}")
         n_channels = len(state["channel_mean"])
         made = cls(
             n_channels,
@@ -107,6 +113,8 @@ class FixedFeatures(nn.Module):
             low, high = {"channels": (0, n_channels - 1), "n_summed": (1, n_channels)}.get(
                 kind, (-math.inf, math.inf)
             )
+            if kind == "channel_std":
+                low = float(torch.finfo(torch.float64).tiny)
             if not bool(((tensor >= low) & (tensor <= high) & tensor.isfinite()).all()):
                 raise ValueError(f"{name} holds a value that it cannot have")
         return made
@@ -153,7 +161,9 @@ class FixedFeatures(nn.Module):
 
         A single position has the difference 0, so that every series has features.
         """
-        series = ((x - self.channel_mean) / self.channel_std).masked_fill(~mask[:, :, None], 0)
+        # In float64: a time in seconds since 1970 has no fractions in float32.
+        standardised = (x.double() - self.channel_mean) / self.channel_std
+        series = standardised.float().masked_fill(~mask[:, :, None], 0)
         if x.shape[1] == 1:
             return (series, mask), (torch.zeros_like(series), mask)
         both = mask[:, 1:].clone()

@@ -36,8 +36,8 @@ class Hydra(nn.Module):
         ValueError: Sizes below 1, or an odd number of groups.
 
     Notes:
-        The choice of channels is that of `MiniRocket`. Positions beyond the end of a series shorter
-        than others count for nothing.
+        A response below 0 counts as 0. The choice of channels is that of `MiniRocket`. Positions
+        beyond the end of a series shorter than others count for nothing.
 
     References:
         Dempster, Schmidt, Webb, "Hydra: Competing Convolutional Kernels for Fast and Accurate Time

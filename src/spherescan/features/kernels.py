@@ -1,6 +1,6 @@
 """What the fixed convolutions share: dilated taps of a ragged batch, and sums of channels.
 
-Everything is computed element by element, so a series has the same features in any batch.
+Everything is computed element by element, so a series has the same features beside any others.
 
 Letters: b batch, c channels, l length, k kernels or groups.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 TAPS = 9
-# Bytes of one tensor of convolution outputs: it should stay in the cache.
+# Bytes of one tensor of convolution outputs, to stay in the cache; a single series is not cut.
 _PIECE_BYTES = 8 << 20
 
 
@@ -62,7 +62,7 @@ def pieces(
     size = max(1, _PIECE_BYTES // (4 * n_outputs * x.shape[1]))
     for start in range(0, len(x), size):
         part, real = x[start : start + size], mask[start : start + size]
-        yield (part * real[:, :, None]).transpose(1, 2).contiguous(), real
+        yield part.masked_fill(~real[:, :, None], 0).transpose(1, 2).contiguous(), real
 
 
 def longest_dilation_exponent(length: int) -> float:
