@@ -164,7 +164,8 @@ def test_nothing_is_unpickled_while_a_run_is_trained_and_resumed(tmp_path, monke
         monkeypatch.setattr(owner, "Unpickler", Refusing, raising=False)
     monkeypatch.setattr(torch, "load", refuse)
     monkeypatch.setattr(np, "load", refuse)
-    with pytest.raises(AssertionError, match="unpickled"):  # the trap is set
+    # The trap is set: this is the refusing class from above, which reads nothing.
+    with pytest.raises(AssertionError, match="unpickled"):
         pickle.Unpickler(None)  # noqa: S301
     run = str(tmp_path / "run")
     flags = ["--data.train", "sample:JapaneseVowels_TRAIN.ts", "--model.d-model", "4"]

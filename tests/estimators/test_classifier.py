@@ -156,7 +156,9 @@ def test_it_works_in_pipelines_searches_and_cross_validation():
         SequenceClassifier(random_state=0), {"n_features": [84, 168]}, cv=2, n_jobs=1
     )
     assert search.fit(X, y).best_score_ > 0.9
-    assert pickle.loads(pickle.dumps(search.best_estimator_)).score(X, y) == search.score(X, y)  # noqa: S301
+    # As joblib sends an estimator to another process; the bytes are our own, of this line.
+    again = pickle.loads(pickle.dumps(search.best_estimator_))  # noqa: S301
+    assert again.score(X, y) == search.score(X, y)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,10 @@ def forged(text: str | bytes, data: bytes = b"") -> bytes:
 def header_text(entries: dict[str, object], n_data: int, metadata: object = METADATA) -> str:
     commit = {**COMMIT_ENTRY, "data_offsets": [n_data, n_data + 32]}
     return json.dumps({"__metadata__": metadata, **entries, COMMIT: commit})
+
+
+def n_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def refusals(path) -> str:
@@ -551,14 +556,14 @@ class TestCommit:
                 raise OSError(errno.ENOSPC, "no room")
             return real(file, view)
 
-        threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        threads, files = threading.active_count(), n_open_files()
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", refuse)
             with pytest.raises(StorageError, match="no room"):
                 write_checkpoint(tmp_path / "c", tensors, {})
         assert listing(tmp_path) == {}
         assert threading.active_count() == threads
-        assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+        assert n_open_files() == files
         write_checkpoint(tmp_path / "c", tensors, {})
         assert_same(read_checkpoint(tmp_path / "c").tensors["columns"], tensors["columns"])
 

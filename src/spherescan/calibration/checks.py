@@ -6,7 +6,7 @@ Letters: n samples, d dimensions.
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 # Rounding to bfloat16 passes as a unit vector; features that nobody normalised do not.
@@ -52,20 +52,6 @@ def unit_rows(rows: Float[Tensor, "n d"], *, of: str) -> Float[Tensor, "n d"]:
         )
     unit: Tensor = rows / lengths
     return unit
-
-
-def check_target(target: Int[Tensor, "*shape"], n_classes: int) -> None:
-    """Refuse a class that there is not.
-
-    Raises:
-        ValueError: A target outside 0..n_classes - 1.
-    """
-    low, high = (int(bound) for bound in torch.aminmax(target))
-    if low < 0 or high >= n_classes:
-        raise ValueError(
-            f"targets span {low}..{high}; of {n_classes} classes they must lie in "
-            f"0..{n_classes - 1}"
-        )
 
 
 def check_share(share: float, *, of: str) -> None:

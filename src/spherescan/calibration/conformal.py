@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spherescan.calibration.checks import check_share, check_target, checked
+from spherescan.calibration.checks import check_share, checked
 from spherescan.calibration.order_statistic import conformal_quantile
+from spherescan.ops.targets import check_target
 
 
 def lac_scores(probabilities: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
@@ -213,7 +214,7 @@ def intervals(
 
 def _own(scores: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     scores = checked(scores, of="scores")
-    check_target(target, scores.shape[1])
+    check_target(target, scores.shape[1], of="classes")
     return scores[torch.arange(len(scores)), target.long()]
 
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherescan.calibration.checks import check_target, checked
+from spherescan.calibration.checks import checked
+from spherescan.ops.targets import check_target
 
 # Rounding to bfloat16 passes as a distribution; logits and percentages do not.
 _SUM_TOLERANCE = 1e-2
@@ -56,7 +57,7 @@ def reliability_table(
     if n_bins < 1:
         raise ValueError(f"got {n_bins} bins; give at least 1")
     values = checked(probabilities, of="probabilities")
-    check_target(target, values.shape[1])
+    check_target(target, values.shape[1], of="classes")
     _check_distributions(values)
     confidence, predicted = values.max(dim=1)
     edges = torch.arange(n_bins + 1, dtype=torch.float64) / n_bins

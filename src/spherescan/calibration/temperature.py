@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherescan.calibration.checks import check_positive, check_target, checked
+from spherescan.calibration.checks import check_positive, checked
+from spherescan.ops.targets import check_target
 
 # A lead of 0.01 in cosine is then odds of e^10, 22 000 to 1: no held-out set of a size that people
 # have can tell a larger scale from this one.
@@ -173,7 +174,7 @@ def _lead(cosines: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Ten
     the loss is then negative also after rounding.
     """
     cosines = checked(cosines, of="cosines")
-    check_target(target, cosines.shape[1])
+    check_target(target, cosines.shape[1], of="classes")
     return cosines - cosines[torch.arange(len(cosines)), target.long(), None]
 
 

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.losses.classes import check_target, cross_entropy
+from spherescan.losses.classes import cross_entropy
+from spherescan.ops.targets import check_target
 
 # Both of the program whose form this is.
 _STD_EPS = 1e-5

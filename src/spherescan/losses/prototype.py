@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.losses.classes import check_target, cross_entropy
+from spherescan.losses.classes import cross_entropy
 from spherescan.ops import linear
+from spherescan.ops.targets import check_target
 
 
 def prototype_cosine_loss(
