@@ -14,6 +14,7 @@ from spherescan.errors import ConfigError, RunDirectoryError, StorageError
 # folder says of a link that leads nowhere.
 _WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EEXIST}
 
+_PIECE = 8 << 20  # bytes of a file that is copied, in memory at once
 WORTH_A_THREAD = 16 << 20  # bytes; work on fewer is done sooner than a thread begins
 
 
@@ -98,6 +99,24 @@ class Folder:
     def link(self, name: str, new: str, *, source: "Folder") -> None:
         """Give a file of another folder a second name here."""
         os.link(name, new, src_dir_fd=source.file, dst_dir_fd=self.file, follow_symlinks=False)
+
+    def copy(self, name: str, new: str, *, source: "Folder") -> None:
+        """Write the bytes of a file of another folder here too, a piece at a time and durably.
+
+        The new name must not exist; it does not afterwards when this fails.
+        """
+        with os.fdopen(source._open(name, os.O_RDONLY), "rb") as original:
+            file = self._open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            try:
+                try:
+                    while piece := original.read(_PIECE):
+                        write_all(file, memoryview(piece))
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+            except BaseException:
+                self.remove(new, missing_ok=True)
+                raise
 
     def remove(self, name: str, *, missing_ok: bool = False) -> None:
         """Remove a name."""

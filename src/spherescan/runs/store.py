@@ -73,6 +73,8 @@ class RunStore:
         self._verified: dict[int, int | None] = {}
         # What frees the room of the checkpoint that was removed last.
         self._freeing: Thread | None = None
+        # The checkpoint that best.safetensors is a copy of, where it could not be a second name.
+        self._copied_best: int | None = None
         # Folders that were not there before `create`, the run's own first.
         self._made: list[Path] = []
 
@@ -281,6 +283,8 @@ class RunStore:
         path = self.checkpoint_path(step)
         whole = {**state, "run_id": self.run_id, "step": step}
         digest = write_checkpoint(path, tensors, whole, folder=self._checkpoints)
+        if step == self._copied_best:  # after a rollback: the same step, other bytes
+            self._copied_best = None
         if verify:
             inspect_checkpoint(path, folder=self._checkpoints)
         self._verified[step] = _best_step(whole)
@@ -439,14 +443,14 @@ class RunStore:
             raise StorageError(f"{self.path / BEST}: is not removed: {error.strerror}") from error
 
     def _copy_best(self, step: int) -> None:
-        """Where files cannot have two names: write the checkpoint a second time."""
-        checkpoint = self._read(step)
+        """Where files cannot have two names: write the bytes of the checkpoint a second time."""
+        if self._copied_best == step and self._run.holds(BEST):
+            return
         temporary = f".tmp-{BEST}-{os.getpid()}-{secrets.token_hex(8)}"
-        write_checkpoint(
-            self.path / temporary, checkpoint.tensors, checkpoint.state, folder=self._run
-        )
+        self._run.copy(_name(step), temporary, source=self._checkpoints)
         self._run.rename(temporary, BEST)
         self._run.sync()
+        self._copied_best = step
 
     def prune(self, *, keep: int) -> None:
         """Remove all checkpoints but the newest `keep` whole ones and the best that each names.
