@@ -1,6 +1,7 @@
 """Every unit test runs on one thread: on a busy machine more of them cost more than they bring."""
 
 import shutil
+import signal
 import sys
 
 import pytest
@@ -16,6 +17,16 @@ settings.load_profile("spherescan")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_arrive():
+    """A shell has what it runs in the background ignore them, and children inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
