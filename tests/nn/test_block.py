@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spherescan.nn import Block, Mamba
-from spherescan.nn.block import reversal, reversed_resets
+from spherescan.nn.block import _take, reversal, reversed_resets
 from tests.tolerances import assert_close
 
 
@@ -55,6 +55,23 @@ def test_a_bidirectional_block_sees_the_end_from_the_start(generator):
         changed[:, -1] += 1
         moved = not torch.equal(after(block, changed)[:, 0], after(block, x)[:, 0])
         assert moved is bidirectional
+
+
+def test_reordered_positions_have_the_gradients_of_a_gather(generator):
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]) > 0
+    index = reversal(5, mask, batch=3)
+    x = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    plain = x.gather(1, index[:, :, None].expand_as(x))
+    assert torch.equal(_take(x, index), plain)
+    weight = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    assert torch.equal(
+        *(torch.autograd.grad((y * weight).sum(), x)[0] for y in (_take(x, index), plain))
+    )
+    assert torch.autograd.gradcheck(lambda x: _take(x, index).sin(), x)
+    assert torch.autograd.gradgradcheck(lambda x: _take(x, index).sin(), x)
+    assert _take(x[:0], index[:0]).shape == (0, 5, 2)
+    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(_take(strided, index), plain)
 
 
 def test_the_reversal_is_its_own_inverse():

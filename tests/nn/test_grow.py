@@ -193,7 +193,8 @@ def test_recomputing_gives_the_same_outputs_and_gradients_and_keeps_less(bidirec
     assert len(results[0]) == len(results[1])
     for plain, again in zip(*results, strict=True):
         assert_close(again, plain)
-    assert kept[1] < 0.5 * kept[0]
+    # One of two blocks, or one of four directions, is kept: its gradient comes next anyway.
+    assert kept[1] < (0.45 if bidirectional else 0.6) * kept[0]
 
 
 def test_the_average_of_heads_is_the_mean_of_their_cosines():

@@ -122,5 +122,27 @@ def reversed_resets(reset: Bool[Tensor, "b l"], index: Int[Tensor, "b l"]) -> Bo
     return ends.gather(1, index)
 
 
+class _Reordered(torch.autograd.Function):
+    """Rows in another order, by an index that is its own inverse; so its gradient is itself.
+
+    That of `gather` adds up element by element, which takes ten times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return x.flatten(0, 1).index_select(0, rows).view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        result: Tensor = _Reordered.apply(gradient, rows)  # type: ignore[no-untyped-call]
+        return result, None
+
+
 def _take(x: Float[Tensor, "b l m"], index: Int[Tensor, "b l"]) -> Float[Tensor, "b l m"]:
-    return x.gather(1, index[:, :, None].expand_as(x))
+    """Reorder the positions of each sequence by an index that is its own inverse."""
+    batch, length = index.shape
+    starts = length * torch.arange(batch, device=index.device)
+    result: Tensor = _Reordered.apply(x, (index + starts[:, None]).flatten())  # type: ignore[no-untyped-call]
+    return result

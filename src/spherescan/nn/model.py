@@ -178,7 +178,9 @@ class SequenceModel(nn.Module):
             if self.recompute and torch.is_grad_enabled():
                 # One tensor is kept for each block, not two.
                 x = x if update is None else x + update
-                update = _recomputed_update(block, x, mask, reset)
+                # Where all positions are read out, the head takes that memory first.
+                keep = self.pool is not None and index == len(self.layers) - 1
+                update = _recomputed_update(block, x, mask, reset, keep_last=keep)
             else:
                 x, update = block(x, update, mask=mask, reset=reset)
             if self.training and self.dropout:
@@ -277,21 +279,26 @@ class SequenceModel(nn.Module):
 
 
 def _recomputed_update(
-    block: nn.Module, x: Tensor, mask: Tensor | None, reset: Tensor | None
+    block: nn.Module, x: Tensor, mask: Tensor | None, reset: Tensor | None, *, keep_last: bool
 ) -> Tensor:
-    """Return the update of a block, of which nothing but x is kept for the backward pass."""
+    """Return the update of a block, of which nothing but x is kept for the backward pass.
+
+    With `keep_last` the direction that is computed last is kept whole: when its backward pass
+    comes next, it would be computed again before anything has been freed.
+    """
     assert isinstance(block, Block)
-    ways = ((block.mixer, False), (block.mixer_backward, True))
-    updates = [
-        recomputed(
-            functools.partial(block.one_way, backward=backward, mask=mask, reset=reset),
-            x,
-            [*block.norm.parameters(), *mixer.parameters()],
-        )
-        for mixer, backward in ways
-        if mixer is not None
-    ]
-    return updates[0] if len(updates) == 1 else updates[0] + updates[1]
+    update = None
+    for mixer, backward in ((block.mixer, False), (block.mixer_backward, True)):
+        if mixer is None:
+            continue
+        one_way = functools.partial(block.one_way, backward=backward, mask=mask, reset=reset)
+        if keep_last and backward == (block.mixer_backward is not None):
+            found = one_way(x)
+        else:
+            found = recomputed(one_way, x, [*block.norm.parameters(), *mixer.parameters()])
+        update = found if update is None else update + found
+    assert update is not None
+    return update
 
 
 def _token_embedding(vocab_size: int, d_model: int, generator: Generator | None) -> nn.Embedding:
