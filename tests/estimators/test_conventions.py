@@ -2,9 +2,9 @@
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from spherescan.estimators import SequenceClassifier
+from spherescan.estimators import SequenceClassifier, SequenceRegressor
 
 
-@parametrize_with_checks([SequenceClassifier(n_features=252)])
+@parametrize_with_checks([SequenceClassifier(n_features=252), SequenceRegressor(n_features=252)])
 def test_what_scikit_learn_expects(estimator, check):
     check(estimator)

@@ -38,6 +38,23 @@ def test_it_is_the_ridge_of_scikit_learn(seed, n, f, d):
     np.testing.assert_allclose(fitted(x), expected, rtol=1e-6, atol=1e-6)
 
 
+@given(st.integers(0, 99), st.integers(2, 10), st.integers(1, 15), st.integers(1, 3))
+def test_weights_are_those_of_scikit_learn_left_out_too(seed, n, f, d):
+    x, target = problem(seed, n, f, d)
+    weights = 0.1 + torch.rand(n, generator=torch.Generator().manual_seed(seed)).double()
+    fitted = ridge(x, target, weights=weights, penalties=[0.5])
+    whole = SklearnRidge(alpha=0.5).fit(x, target.numpy(), sample_weight=weights.numpy())
+    expected = whole.predict(x.numpy()).reshape(n, d)
+    np.testing.assert_allclose(fitted(x), expected, rtol=1e-7, atol=1e-7)
+    for i in range(n):
+        rest = torch.arange(n) != i
+        without = SklearnRidge(alpha=0.5).fit(
+            x[rest], target[rest].numpy(), sample_weight=weights[rest].numpy()
+        )
+        expected = without.predict(x[i : i + 1].numpy()).reshape(-1)
+        np.testing.assert_allclose(fitted.left_out[i], expected, rtol=1e-7, atol=1e-7)
+
+
 def test_of_equally_good_penalties_the_largest_is_taken():
     x = torch.ones(5, 3)  # nothing to learn from: every penalty gives the mean
     fitted = ridge(x, torch.arange(5.0)[:, None])
@@ -49,6 +66,9 @@ def test_of_equally_good_penalties_the_largest_is_taken():
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="got 1 samples"):
         ridge(torch.ones(1, 2), torch.ones(1, 1))
+    for weight in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="weight that is not above 0"):
+            ridge(torch.ones(2, 2), torch.ones(2, 1), weights=torch.tensor([1.0, weight]))
     for penalties in ([], [1.0, 0.0], [-1.0]):
         with pytest.raises(ValueError, match="above 0"):
             ridge(torch.ones(3, 2), torch.ones(3, 1), penalties=penalties)

@@ -1,5 +1,6 @@
 """Classifiers and regressors after scikit-learn's habits."""
 
 from spherescan.estimators.classifier import SequenceClassifier
+from spherescan.estimators.regressor import SequenceRegressor
 
-__all__ = ["SequenceClassifier"]
+__all__ = ["SequenceClassifier", "SequenceRegressor"]

@@ -18,9 +18,8 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from spherescan.calibration import (
@@ -33,8 +32,8 @@ from spherescan.calibration import (
     set_threshold,
 )
 from spherescan.errors import CheckpointError
-from spherescan.estimators.saved import Saved, label_type, seed_of
-from spherescan.estimators.sequences import checked_labels, expect_whole, padded
+from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
+from spherescan.estimators.sequences import checked_labels, described, fitted_features, padded
 from spherescan.features import FixedFeatures, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
@@ -162,16 +161,10 @@ class SequenceClassifier(
                 f"y has the one class {self.classes_[0]!r}; a classifier needs at least two classes"
             )
         target = torch.from_numpy(indices)
-        expect_whole("n_features", self.n_features)
-        seed = check_random_state(self.random_state).randint(2**31)
-        generator = Generator().manual_seed(int(seed))
-        features = FixedFeatures(
-            batch.x.shape[2], batch.x.shape[1], n_features=self.n_features, generator=generator
-        )
-        described = features.fit(*batch, generator=generator).double()
+        features, of_series, generator = fitted_features(self, batch)
         k = len(self.classes_)
         points = separated_prototypes(k, max(1, k - 1), generator=generator).points
-        fitted = ridge(described, points[target])
+        fitted = ridge(of_series, points[target])
         prototypes = _seen_from_below(points)
         left_out = _seen_from_below(fitted.left_out) @ prototypes.T
         # Laplace's rule of right and wrong: never certain, however separable the series are.
@@ -269,12 +262,8 @@ class SequenceClassifier(
         """
         check_is_fitted(self)
         fitted = self._fitted
-        saved = Saved(
-            n_features=int(self.n_features),
-            random_state=seed_of(self.random_state),
-            length=fitted.features.length,
-            n_features_in=getattr(self, "n_features_in_", None),
-            feature_names=tuple(getattr(self, "feature_names_in_", ())),
+        saved = SavedClassifier(
+            **SavedClassifier.common(self, fitted.features),
             label_type=label_type(self.classes_),
             labels=tuple(self.classes_.tolist()),
             scale=fitted.scale,
@@ -292,7 +281,7 @@ class SequenceClassifier(
         """
         checkpoint = read_checkpoint(user_path(path))
         try:
-            saved = Saved.of(checkpoint.state, cls.__name__)
+            saved = saved_of(SavedClassifier, checkpoint.state, cls.__name__)
             tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
             stored = checkpoint.below("features.")
             features = FixedFeatures.of_state(stored, saved.length)
@@ -304,11 +293,7 @@ class SequenceClassifier(
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
         made = cls(n_features=saved.n_features, random_state=saved.random_state)
         made.classes_ = labels
-        if saved.n_features_in is not None:
-            made.n_features_in_ = saved.n_features_in
-        if saved.feature_names:
-            made.feature_names_in_ = np.array(saved.feature_names, dtype=object)
-        made.n_channels_ = len(features.channel_mean)
+        saved.restore(made, features)
         return made._keep(fitted)
 
     def _keep(self, fitted: _Fitted) -> "SequenceClassifier":
@@ -324,15 +309,7 @@ class SequenceClassifier(
 
     def _embeddings(self, X: Any) -> Float[Tensor, "n d"]:
         check_is_fitted(self)
-        batch = padded(self, X, reset=False)
-        with torch.inference_mode():
-            features = self._fitted.features(*batch).double()
-        far = ~features.isfinite().all(1)
-        if bool(far.any()):
-            raise ValueError(
-                f"series {int(far.nonzero()[0])} of X has values too far from those of training "
-                "for float32"
-            )
+        features = described(self, self._fitted.features, X)
         return _seen_from_below(features @ self._fitted.weight + self._fitted.bias)
 
 

@@ -1,32 +1,70 @@
 """What a saved estimator holds beside its tensors."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 
+from spherescan.features import FixedFeatures
 from spherescan.strict_json import typed
 
 # Whole numbers, floats, bools, texts of fixed length, and objects that are texts.
 _LABEL_TYPE = re.compile(r"[<>|=][biufU][0-9]{1,9}|\|O")
 
+S = TypeVar("S", bound="Saved")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """Settings and labels of an estimator, as plain values.
-
-    Raises:
-        ValueError: Labels of a type that JSON has no value for.
-    """
+    """Settings of an estimator that has fixed features, as plain values."""
 
     n_features: int
     random_state: int | None
     length: int
     n_features_in: int | None
     feature_names: tuple[str, ...]
+
+    @staticmethod
+    def common(estimator: BaseEstimator, features: FixedFeatures) -> dict[str, Any]:
+        """Return the values of what all of them have."""
+        return {
+            "n_features": int(estimator.n_features),
+            "random_state": seed_of(estimator.random_state),
+            "length": features.length,
+            "n_features_in": getattr(estimator, "n_features_in_", None),
+            "feature_names": tuple(getattr(estimator, "feature_names_in_", ())),
+        }
+
+    def restore(self, estimator: BaseEstimator, features: FixedFeatures) -> None:
+        """Give a new estimator what fitting to X gave the saved one."""
+        if self.n_features_in is not None:
+            estimator.n_features_in_ = self.n_features_in
+        if self.feature_names:
+            estimator.feature_names_in_ = np.array(self.feature_names, dtype=object)
+        estimator.n_channels_ = len(features.channel_mean)
+
+    def state(self, estimator: str) -> dict[str, Any]:
+        """Return it as JSON has it, with the name of the estimator."""
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+        return {"estimator": estimator, **values}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedClassifier(Saved):
+    """Settings and labels of a classifier.
+
+    Raises:
+        ValueError: Labels of a type that JSON has no value for.
+    """
+
     label_type: str
     labels: tuple[bool | int | float | str, ...]
     scale: float
@@ -42,25 +80,6 @@ class Saved:
         if self.label_type[1] == "U" and int(self.label_type[2:]) > max(1, longest):
             raise ValueError(f"labels of type {self.label_type} are at most {longest} long")
 
-    def state(self, estimator: str) -> dict[str, Any]:
-        """Return it as JSON has it, with the name of the estimator."""
-        values = asdict(self)
-        lists = {name: list(values[name]) for name in ("feature_names", "labels")}
-        return {"estimator": estimator, **values, **lists}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any], estimator: str) -> "Saved":
-        """Read what `state` returned.
-
-        Raises:
-            ValueError: It is of another estimator, or something is missing or of another type.
-        """
-        values = dict(state)
-        found = values.pop("estimator", None)
-        if found != estimator:
-            raise ValueError(f"it is of {found!r}" if found else "it is of no estimator")
-        return typed(cls, values, where="the state")
-
     def classes(self) -> NDArray[Any]:
         """Return the labels as they were given to `fit`.
 
@@ -75,6 +94,38 @@ class Saved:
         if not distinct:
             raise ValueError("labels are not two or more different ones")
         return labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRegressor(Saved):
+    """Settings and range of a regressor.
+
+    Raises:
+        ValueError: An empty range, or one that is not finite.
+    """
+
+    margin: float
+    lower: float
+    upper: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.margin) and self.margin > 0):
+            raise ValueError(f"the margin {self.margin} is not above 0")
+        if not (self.lower < self.upper and math.isfinite(self.upper - self.lower)):
+            raise ValueError(f"the range {self.lower}..{self.upper} is empty or not finite")
+
+
+def saved_of(kind: type[S], state: Mapping[str, Any], estimator: str) -> S:
+    """Read what `state` returned.
+
+    Raises:
+        ValueError: It is of another estimator, or something is missing or of another type.
+    """
+    values = dict(state)
+    found = values.pop("estimator", None)
+    if found != estimator:
+        raise ValueError(f"it is of {found!r}" if found else "it is of no estimator")
+    return typed(kind, values, where="the state")
 
 
 def label_type(classes: NDArray[Any]) -> str:

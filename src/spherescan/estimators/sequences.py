@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import assert_all_finite
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     check_array,
@@ -19,7 +19,9 @@ from sklearn.utils.validation import (
     column_or_1d,
     validate_data,
 )
-from torch import Tensor
+from torch import Generator, Tensor
+
+from spherescan.features import FixedFeatures
 
 
 class Padded(NamedTuple):
@@ -93,14 +95,64 @@ def checked_labels(batch: Padded, y: Any) -> NDArray[Any]:
     return labels
 
 
-def expect_whole(name: str, value: object) -> None:
-    """Check the type of a setting.
+def checked_values(batch: Padded, y: Any) -> Float[Tensor, " n"]:
+    """Check that y has a finite number for each series, and return them in float64.
 
     Raises:
-        TypeError: It is no whole number.
+        ValueError: It is missing, of another length, of more than one column, or not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+    if y is None:
+        raise ValueError("it requires y to be passed, but the target y is None")
+    values = column_or_1d(
+        check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), warn=True
+    )
+    check_consistent_length(batch.x, values)
+    return torch.from_numpy(values.copy())
+
+
+def fitted_features(
+    estimator: BaseEstimator, batch: Padded
+) -> tuple[FixedFeatures, Float[Tensor, "n f"], Generator]:
+    """Fit fixed features to training series.
+
+    Args:
+        estimator: Has the settings `n_features` and `random_state`.
+        batch: The series.
+
+    Returns:
+        The features, what they are of each series in float64, and where randomness goes on.
+
+    Raises:
+        ValueError: Too few features, or a seed that is none.
+        TypeError: A number of features that is no whole number.
+    """
+    n_features = estimator.n_features
+    if isinstance(n_features, bool) or not isinstance(n_features, Integral):
+        raise TypeError(f"n_features is {n_features!r}; it must be a whole number")
+    seed = check_random_state(estimator.random_state).randint(2**31)
+    generator = Generator().manual_seed(int(seed))
+    features = FixedFeatures(
+        batch.x.shape[2], batch.x.shape[1], n_features=int(n_features), generator=generator
+    )
+    return features, features.fit(*batch, generator=generator).double(), generator
+
+
+def described(estimator: BaseEstimator, features: FixedFeatures, X: Any) -> Float[Tensor, "n f"]:
+    """Return the fixed features of new series, in float64.
+
+    Raises:
+        ValueError: X that `padded` refuses, or values too far from those of training.
+    """
+    batch = padded(estimator, X, reset=False)
+    with torch.inference_mode():
+        found = features(*batch).double()
+    far = ~found.isfinite().all(1)
+    if bool(far.any()):
+        raise ValueError(
+            f"series {int(far.nonzero()[0])} of X has values too far from those of training "
+            "for float32"
+        )
+    return found
 
 
 def _ragged(X: Any) -> list[NDArray[np.float64]] | None:

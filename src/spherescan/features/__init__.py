@@ -4,6 +4,17 @@ from spherescan.features.fixed import FixedFeatures
 from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
 from spherescan.features.ridge import Ridge, ridge
+from spherescan.features.sphere_ridge import SphereRidge, cosine_of_height, sphere_ridge
 from spherescan.features.statistics import channel_statistics
 
-__all__ = ["FixedFeatures", "Hydra", "MiniRocket", "Ridge", "channel_statistics", "ridge"]
+__all__ = [
+    "FixedFeatures",
+    "Hydra",
+    "MiniRocket",
+    "Ridge",
+    "SphereRidge",
+    "channel_statistics",
+    "cosine_of_height",
+    "ridge",
+    "sphere_ridge",
+]

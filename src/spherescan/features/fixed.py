@@ -135,8 +135,8 @@ class FixedFeatures(nn.Module):
             generator: Source of the series that MiniRocket's biases come from.
         """
         values = x[mask].double()
-        std, self_mean = values.std(0, correction=0), values.mean(0)
-        self.channel_mean.copy_(self_mean)
+        std = values.std(0, correction=0)
+        self.channel_mean.copy_(values.mean(0))
         self.channel_std.copy_(torch.where(std > 0, std, 1.0))
         series, differences = self._views(x, mask)
         self.rocket.fit(*series, generator=generator)

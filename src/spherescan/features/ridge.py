@@ -39,11 +39,12 @@ def ridge(
     x: Float[Tensor, "n f"],
     target: Float[Tensor, "n d"],
     *,
+    weights: Float[Tensor, " n"] | None = None,
     penalties: Sequence[float] = PENALTIES,
 ) -> Ridge:
     """Fit a linear map with an intercept by ridge regression, the penalty by leaving one out.
 
-        W = argmin |x W + b - target|^2 + penalty |W|^2
+        W = argmin sum_i w_i |x_i W + b - target_i|^2 + penalty |W|^2
 
     The penalty is the one with the smallest squared error over samples of which each was left out;
     of equals the largest. All of it follows from one eigendecomposition of the inner products
@@ -52,13 +53,14 @@ def ridge(
     Args:
         x: Features, finite.
         target: For a classification the prototype of each sample's class.
+        weights: How much the error of each sample counts, above 0; 1 when missing.
         penalties: To choose from, all positive.
 
     Returns:
         The map, in the type of `x`.
 
     Raises:
-        ValueError: Fewer than two samples, or no positive penalty.
+        ValueError: Fewer than two samples, or no positive penalty or weight.
 
     References:
         Rifkin, Lippert, "Notes on Regularized Least Squares", 2007, MIT-CSAIL-TR-2007-025: leaving
@@ -75,14 +77,20 @@ def ridge(
         raise ValueError(f"got {len(x)} samples; at least two are needed to leave one out")
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"got the penalties {list(penalties)}; give one or more above 0")
+    if weights is not None and not bool((weights > 0).all()):
+        raise ValueError("got a weight that is not above 0; leave such samples out")
     wide, goal = x.double(), target.double()
-    x_mean, goal_mean = wide.mean(0), goal.mean(0)
-    centred, goal = wide - x_mean, goal - goal_mean
+    root = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double().sqrt()
+    share = (root.square() / root.square().sum())[:, None]
+    x_mean, goal_mean = (share * wide).sum(0), (share * goal).sum(0)
+    root = root[:, None]
+    centred, wanted = root * (wide - x_mean), root * (goal - goal_mean)
     values, vectors = torch.linalg.eigh(centred @ centred.T)
     values = values.clamp(min=0)
-    rotated = vectors.T @ goal
-    # Without the constant, which the intercept fits; subtracting 1/n below would lose all digits.
-    squares = (vectors - vectors.mean(0)).square()
+    rotated = vectors.T @ wanted
+    # Without what the intercept fits; subtracting its share below would lose all digits.
+    constant = share.sqrt()
+    squares = (vectors - constant * (constant.T @ vectors)).square()
     best: tuple[float, float, Tensor] | None = None
     for penalty in sorted(penalties, reverse=True):
         kept = penalty / (values + penalty)
@@ -97,5 +105,5 @@ def ridge(
         weight.to(x.dtype),
         (goal_mean - x_mean @ weight).to(x.dtype),
         penalty,
-        (goal + goal_mean - unseen).to(x.dtype),
+        (goal - unseen / root).to(x.dtype),
     )

@@ -1,0 +1,256 @@
+"""A regressor of series after scikit-learn's habits.
+
+Letters: n series, f features.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+)
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from torch.nn import functional
+
+from spherescan.calibration import fit_half_width, intervals
+from spherescan.errors import CheckpointError
+from spherescan.estimators.saved import SavedRegressor, saved_of
+from spherescan.estimators.sequences import checked_values, described, fitted_features, padded
+from spherescan.features import FixedFeatures, cosine_of_height, sphere_ridge
+from spherescan.losses import from_cosine, to_cosine
+from spherescan.paths import user_path
+from spherescan.runs import read_checkpoint, write_checkpoint
+
+_TENSORS = ("weight", "bias", "left_out", "target")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitted:
+    """What fitting found; values of the n training series and what they get left out."""
+
+    features: FixedFeatures
+    weight: Float[Tensor, " f"]
+    bias: Float[Tensor, ""]
+    left_out: Float[Tensor, " n"]
+    target: Float[Tensor, " n"]
+    lower: float
+    upper: float
+
+
+class SequenceRegressor(
+    ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin, BaseEstimator
+):
+    """Predict numbers from series by fixed convolutions and a closed-form map onto a half circle.
+
+    Values are cosines with a pole: the ends of a range, wider than that of the training values by
+    a margin on both sides, are the pole and its opposite, and every prediction is within it.
+    What each training series would have got had it been left out comes with the solution, and
+    sets the width of intervals.
+
+    Args:
+        n_features: About how many convolution features of the series, at least 84, and as many of
+            its differences; Hydra's come on top.
+        margin: How far beyond the training values predictions may go on each side, in widths of
+            their range, above 0.
+        random_state: Seed of the kernels; see scikit-learn's glossary.
+
+    Attributes:
+        n_channels_: Channels of a series.
+        n_features_in_: Length of the series, where X had two axes.
+        range_: The two ends that no prediction goes beyond.
+        left_out_predictions_: Of each training series, left out, of shape (n,).
+
+    References:
+        Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514
+        (the loss); Dempster, Schmidt, Webb, 2021, arXiv:2012.08791 and 2023, arXiv:2203.13652 (the
+        features).
+
+    Example:
+        >>> import numpy as np
+        >>> t, rng = np.linspace(0, 6, 60), np.random.default_rng(0)
+        >>> y = rng.uniform(1, 4, size=80)
+        >>> X = [np.sin(f * t) + 0.1 * rng.standard_normal(60) for f in y]
+        >>> regressor = SequenceRegressor(random_state=0).fit(X, y)
+        >>> bool(abs(regressor.predict([np.sin(2.5 * t)])[0] - 2.5) < 0.2)
+        True
+    """
+
+    n_features: int
+    margin: float
+    random_state: int | np.random.RandomState | None
+    _fitted: _Fitted
+
+    @no_type_check  # scikit-learn's convention: values are looked at in `fit`
+    def __init__(
+        self,
+        *,
+        n_features: int = 5040,
+        margin: float = 0.5,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_features = n_features
+        self.margin = margin
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "SequenceRegressor":
+        """Fit to series and their values.
+
+        Args:
+            X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or
+                a list of arrays (n_channels, n_timepoints) or (n_timepoints,) of any lengths.
+            y: Finite numbers of shape (n_cases,).
+
+        Raises:
+            ValueError: X or y that scikit-learn would refuse, a single series, too few features,
+                or a margin that is not above 0.
+            TypeError: A setting that is no number.
+        """
+        self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
+        batch = padded(self, X, reset=True)
+        target = checked_values(batch, y)
+        if len(target) < 2:
+            raise ValueError("got 1 sample; a regressor needs at least two")
+        margin = _number("margin", self.margin)
+        if not 0 < margin < math.inf:
+            raise ValueError(f"margin is {margin}; it must be above 0 and finite")
+        low, high = float(target.min()), float(target.max())
+        room = margin * (high - low) or max(1.0, abs(low))  # of values that are all the same
+        if not math.isfinite(high - low + 2 * room):
+            raise ValueError(f"y goes from {low} to {high}, which is too far; rescale it")
+        features, of_series, _ = fitted_features(self, batch)
+        ends = {"lower": low - room, "upper": high + room}
+        fitted = sphere_ridge(of_series, to_cosine(target, **ends))
+        left_out = from_cosine(fitted.left_out, **ends)
+        return self._keep(_Fitted(features, fitted.weight, fitted.bias, left_out, target, **ends))
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Return the value of each series, of shape (n_cases,)."""
+        return self._values(X).numpy()
+
+    def predict_interval(self, X: Any, *, coverage: float = 0.9) -> NDArray[np.float64]:
+        """Return an interval for each series that holds its value with a probability.
+
+        All are as wide: as the errors of that share of the training series, left out.
+
+        Args:
+            X: Series.
+            coverage: That probability, on the average over training and new series.
+
+        Returns:
+            Lower and upper end, of shape (n_cases, 2).
+
+        Raises:
+            ValueError: A coverage outside 0..1, or one that so few training series cannot tell.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        half = fit_half_width(fitted.left_out, fitted.target, coverage=coverage)
+        if math.isinf(half):
+            raise ValueError(
+                f"{len(fitted.target)} training series cannot tell a coverage of {coverage}; "
+                f"ask for at most {len(fitted.target) / (len(fitted.target) + 1):.4f}"
+            )
+        return intervals(self._values(X), half).numpy()
+
+    def transform(self, X: Any) -> NDArray[np.float64]:
+        """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
+        z = self._heights(X)[:, None]
+        return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1).numpy()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether `fit` has come to its end."""
+        return "_fitted" in self.__dict__
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that predictions need to one new safetensors file.
+
+        Raises:
+            CheckpointError: Another file has the name.
+            StorageError: The disk refused.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        saved = SavedRegressor(
+            **SavedRegressor.common(self, fitted.features),
+            margin=float(self.margin),
+            lower=fitted.lower,
+            upper=fitted.upper,
+        )
+        tensors = {name: getattr(fitted, name) for name in _TENSORS}
+        features = fitted.features.state_dict(prefix="features.")
+        write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SequenceRegressor":
+        """Read what `save` wrote, by whoever: no code in it is run.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or of another kind.
+        """
+        checkpoint = read_checkpoint(user_path(path))
+        try:
+            saved = saved_of(SavedRegressor, checkpoint.state, cls.__name__)
+            tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
+            features = FixedFeatures.of_state(checkpoint.below("features."), saved.length)
+            _expect_sound(tensors, features.n_features)
+            fitted = _Fitted(features, **tensors, lower=saved.lower, upper=saved.upper)
+        except (ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
+        made = cls(
+            n_features=saved.n_features, margin=saved.margin, random_state=saved.random_state
+        )
+        saved.restore(made, features)
+        return made._keep(fitted)
+
+    def _keep(self, fitted: _Fitted) -> "SequenceRegressor":
+        self._fitted = fitted
+        self.range_ = (fitted.lower, fitted.upper)
+        self.left_out_predictions_ = fitted.left_out.numpy()
+        self._n_features_out = 2
+        return self
+
+    def _heights(self, X: Any) -> Float[Tensor, " n"]:
+        check_is_fitted(self)
+        fitted = self._fitted
+        return described(self, fitted.features, X) @ fitted.weight + fitted.bias
+
+    def _values(self, X: Any) -> Float[Tensor, " n"]:
+        cosines = cosine_of_height(self._heights(X))
+        return from_cosine(cosines, lower=self._fitted.lower, upper=self._fitted.upper)
+
+
+def _expect_sound(tensors: Mapping[str, Tensor], n_features: int) -> None:
+    """Check what came from a file.
+
+    Raises:
+        ValueError: Shapes that do not fit each other, or a value that cannot be.
+    """
+    n = tensors["target"].numel()
+    shapes = {"weight": (n_features,), "bias": (), "left_out": (n,), "target": (n,)}
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != torch.float64 or n == 0:
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
+                f"{n} series and {n_features} features"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds a value that is not finite")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    return float(value)
