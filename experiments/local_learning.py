@@ -89,7 +89,7 @@ MODES: dict[str, dict[str, str]] = {
 SETS: dict[str, dict[str, object]] = {
     "JapaneseVowels": {"seconds": {4: 4.0, 8: 8.0}, "settings": {"optim.lr": "8e-3"}},
     "MNIST-1D": {
-        "seconds": {4: 60.0, 8: 100.0},
+        "seconds": {4: 120.0, 8: 200.0},
         "settings": {"optim.lr": "8e-3", "data.batch_size": "32", "data.jitter": "0.1"},
     },
 }
