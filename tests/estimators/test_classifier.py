@@ -178,7 +178,7 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, labels):
     made = SequenceClassifier(n_features=84, random_state=np.int64(3)).fit(X, labels)
     made.save(tmp_path / "model.safetensors")
     again = SequenceClassifier.load(str(tmp_path / "model.safetensors"))
-    assert again.get_params() == {"n_features": 84, "random_state": 3}
+    assert again.get_params() == {"n_features": 84, "reserve_classes": 0, "random_state": 3}
     assert again.classes_.dtype.kind == made.classes_.dtype.kind
     assert again.classes_.tolist() == made.classes_.tolist()
     assert (again.decision_function(X) == made.decision_function(X)).all()
@@ -231,6 +231,14 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("not finite", bias=good.tensors["bias"] / 0)
     refused("class outside", state=good.state | {"scale": -1.0})
     refused("does not fit", state=good.state | {"labels": [0, 1]})
+    refused("reserve_classes", state=good.state | {"reserve_classes": -1})
+    refused("added_bias", added_bias=None)
+    added = torch.zeros(2, dtype=torch.float64)
+    refused("does not fit", added_bias=added)
+    refused("does not fit", added_bias=added, added_weight=torch.zeros(2, 5).double())
+    refused("described .* does not fit", described=torch.zeros(18, 5))
+    rows = torch.full((18, len(good.tensors["weight"])), torch.inf)
+    refused("described holds a value", described=rows)
     with pytest.raises(CheckpointError):
         SequenceClassifier.load(tmp_path / "missing")
 

@@ -4,7 +4,8 @@ Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -19,7 +20,7 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from spherescan.calibration import (
@@ -33,58 +34,52 @@ from spherescan.calibration import (
 )
 from spherescan.errors import CheckpointError
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
-from spherescan.estimators.sequences import checked_labels, described, fitted_features, padded
-from spherescan.features import FixedFeatures, ridge
+from spherescan.estimators.sequences import (
+    checked_labels,
+    described,
+    expect_whole,
+    fitted_features,
+    padded,
+)
+from spherescan.features import FixedFeatures, class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.runs import read_checkpoint, write_checkpoint
 
-_TENSORS = ("weight", "bias", "prototypes", "left_out", "target")
+_TENSORS = ("weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fitted:
-    """What fitting found; `left_out` are the cosines of training series, `target` their classes."""
+    """What fitting found.
+
+    `left_out` are the cosines of training series, `target` their classes, and `described` their
+    features; none where they were not saved. The a classes that were added come last.
+    """
 
     features: FixedFeatures
     weight: Float[Tensor, "f e"]
     bias: Float[Tensor, " e"]
     prototypes: Float[Tensor, "k d"]
-    left_out: Float[Tensor, "n k"]
+    left_out: Float[Tensor, "n c"]
     target: Int[Tensor, " n"]
+    added_weight: Float[Tensor, "a f"]
+    added_bias: Float[Tensor, " a"]
     scale: float
+    described: Float[Tensor, "n f"] | None
 
-    def expect_sound(self, n_classes: int) -> None:
-        """Check what came from a file.
+    def embeddings(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m d"]:
+        """Return where series lie on the sphere."""
+        return _seen_from_below(described @ self.weight + self.bias)
 
-        Raises:
-            ValueError: Shapes that do not fit each other, or a value that cannot be.
-        """
-        n, e, k = self.target.numel(), self.bias.numel(), n_classes
-        shapes = {
-            "weight": (self.features.n_features, e),
-            "bias": (e,),
-            "prototypes": (k, e + 1),
-            "left_out": (n, k),
-            "target": (n,),
-        }
-        for name in _TENSORS:
-            tensor = getattr(self, name)
-            wanted = torch.int64 if name == "target" else torch.float64
-            if tensor.shape != shapes[name] or tensor.dtype != wanted or n == 0:
-                raise ValueError(
-                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
-                    f"{k} classes and {self.features.n_features} features"
-                )
-            if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name} holds a value that is not finite")
-        if not torch.allclose(self.prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
-            raise ValueError("prototypes holds rows that are no unit vectors")
-        if (
-            not bool(((self.target >= 0) & (self.target < k)).all())
-            or not 0 <= self.scale < math.inf
-        ):
-            raise ValueError(f"a class outside 0..{k - 1}, or the scale {self.scale}")
+    def cosines(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m c"]:
+        """Return how near series are to all classes."""
+        found = self.embeddings(described) @ self.prototypes.T
+        if not len(self.added_bias):
+            return found
+        # One by one: a product of another width may round in another way.
+        added = torch.stack([described @ weight for weight in self.added_weight], 1)
+        return torch.cat([found, (added + self.added_bias).clamp(-1, 1)], 1)
 
 
 class SequenceClassifier(
@@ -103,14 +98,18 @@ class SequenceClassifier(
     Args:
         n_features: About how many convolution features of the series, at least 84, and as many of
             its differences; Hydra's come on top.
+        reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
+            so many were added, `save` writes the features of the training series too, 4 bytes
+            each. In memory there is always room.
         random_state: Seed of the kernels; see scikit-learn's glossary.
 
     Attributes:
-        classes_: The labels, sorted, of shape (k,).
+        classes_: The labels, sorted, of shape (k,); behind them those that were added.
         n_channels_: Channels of a series.
         n_features_in_: Length of the series, where X had two axes.
-        prototypes_: Points of the classes, unit rows, of shape (k, d) with d = k.
-        left_out_cosines_: Of each training series with each prototype, left out, of shape (n, k).
+        prototypes_: Points of the classes, unit rows, of shape (k, d) with d = k; classes that were
+            added have none.
+        left_out_cosines_: Of each training series with each class, left out, of shape (n, k).
         scale_: Scale of the cosines whose softmax is `predict_proba`.
 
     References:
@@ -129,15 +128,21 @@ class SequenceClassifier(
     """
 
     n_features: int
+    reserve_classes: int
     random_state: int | np.random.RandomState | None
     classes_: NDArray[Any]
     _fitted: _Fitted
 
     @no_type_check  # scikit-learn's convention: values are looked at in `fit`
     def __init__(
-        self, *, n_features: int = 5040, random_state: int | np.random.RandomState | None = None
+        self,
+        *,
+        n_features: int = 5040,
+        reserve_classes: int = 0,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_features = n_features
+        self.reserve_classes = reserve_classes
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> "SequenceClassifier":
@@ -150,27 +155,103 @@ class SequenceClassifier(
 
         Raises:
             ValueError: X or y that scikit-learn would refuse, a single class, or too few features.
-            TypeError: A number of features that is no whole number.
+            TypeError: A setting that is no whole number.
         """
         self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
         batch = padded(self, X, reset=True)
-        labels = checked_labels(batch, y)
-        self.classes_, indices = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
+        labels = checked_labels(batch.x, y)
+        expect_whole("reserve_classes", self.reserve_classes)
+        if self.reserve_classes < 0:
+            raise ValueError(f"reserve_classes is {self.reserve_classes}; it must not be negative")
+        classes, indices = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
             raise ValueError(
-                f"y has the one class {self.classes_[0]!r}; a classifier needs at least two classes"
+                f"y has the one class {classes.tolist()[0]!r}; a classifier needs at least two "
+                "classes"
             )
-        target = torch.from_numpy(indices)
-        features, of_series, generator = fitted_features(self, batch)
-        k = len(self.classes_)
-        points = separated_prototypes(k, max(1, k - 1), generator=generator).points
-        fitted = ridge(of_series, points[target])
-        prototypes = _seen_from_below(points)
-        left_out = _seen_from_below(fitted.left_out) @ prototypes.T
-        # Laplace's rule of right and wrong: never certain, however separable the series are.
-        scale = fit_scale(left_out, target, smoothing=k / ((k - 1) * (len(target) + 2)))
+        features, rows, generator = fitted_features(self, batch)
+        return self._fit_rows(
+            features, rows.float(), classes, torch.from_numpy(indices), generator=generator
+        )
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "SequenceClassifier":
+        """Fit to these series and all that were given before, exactly and in closed form.
+
+        Kernels, biases and standardisation are those of the first call, so let it be typical.
+
+        Args:
+            X: Series.
+            y: Their labels; new ones are new classes.
+            classes: All labels to come, if wanted; of one without series nothing can be learnt.
+
+        Raises:
+            ValueError: What `fit` refuses, a label that `classes` of this call does not have, or a
+                classifier that was saved without room.
+            TypeError: A setting that is no whole number.
+        """
+        if classes is not None and not np.isin(np.asarray(y), np.asarray(classes)).all():
+            raise ValueError("y has labels that classes does not have")
+        if not self.__sklearn_is_fitted__():
+            return self.fit(X, y)
+        fitted, before = self._fitted, self._described()
+        more = described(self, fitted.features, X)
+        labels = checked_labels(more, y)
+        self._expect_alike(labels)
+        all_labels = np.concatenate([self.classes_[fitted.target.numpy()], labels])
+        every, indices = np.unique(all_labels, return_inverse=True)
+        rows = torch.cat([before, more.float()])
+        return self._fit_rows(fitted.features, rows, every, torch.from_numpy(indices))
+
+    def add_classes(self, X: Any, y: Any) -> "SequenceClassifier":
+        """Learn classes that were not there, from a few series each, without training again.
+
+        What was decided between the classes there are stays as it is, bit for bit. A ridge onto
+        1 for the class and the common cosine of two classes for all others gives the cosine with
+        each new one; it is shifted so that, left out, series are as far on the right side of
+        the other classes whether they are of the new class or not.
+
+        Args:
+            X: Series of new classes; five each are enough to begin with.
+            y: Their labels.
+
+        Raises:
+            ValueError: X or y that `fit` would refuse, a label that is a class already, or a
+                classifier that was saved without room.
+        """
+        check_is_fitted(self)
+        fitted, before = self._fitted, self._described()
+        more = described(self, fitted.features, X)
+        labels = checked_labels(more, y)
+        self._expect_alike(labels)
+        new, indices = np.unique(labels, return_inverse=True)
+        known = np.isin(new, self.classes_)
+        if known.any():
+            raise ValueError(
+                f"{new[known].tolist()[0]!r} is a class already; partial_fit learns more of what "
+                "is known"
+            )
+        n_before = len(self.classes_)
+        rows = torch.cat([before, more.float()])
+        target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
+        left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
+        weights, biases = [fitted.added_weight], [fitted.added_bias]
+        apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
+        for index in range(n_before, n_before + len(new)):
+            rival = left_out.max(1).values
+            column = class_column(rows.double(), target == index, rival, apart=apart)
+            weights.append(column.weight[None])
+            biases.append(column.bias[None])
+            left_out = torch.cat([left_out, column.left_out.clamp(-1, 1)[:, None]], 1)
+        self.classes_ = np.concatenate([self.classes_, new])
         return self._keep(
-            _Fitted(features, fitted.weight, fitted.bias, prototypes, left_out, target, scale)
+            replace(
+                fitted,
+                left_out=left_out,
+                target=target,
+                added_weight=torch.cat(weights),
+                added_bias=torch.cat(biases),
+                described=rows,
+            )
         )
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -193,7 +274,8 @@ class SequenceClassifier(
 
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
-        return self._embeddings(X).numpy()
+        check_is_fitted(self)
+        return self._fitted.embeddings(described(self, self._fitted.features, X)).numpy()
 
     def predict_open(
         self, X: Any, *, rejection: float = 0.05, unknown_label: Any = "unknown"
@@ -264,11 +346,14 @@ class SequenceClassifier(
         fitted = self._fitted
         saved = SavedClassifier(
             **SavedClassifier.common(self, fitted.features),
+            reserve_classes=int(self.reserve_classes),
             label_type=label_type(self.classes_),
             labels=tuple(self.classes_.tolist()),
             scale=fitted.scale,
         )
         tensors = {name: getattr(fitted, name) for name in _TENSORS}
+        if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
+            tensors["described"] = fitted.described
         features = fitted.features.state_dict(prefix="features.")
         write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
 
@@ -282,19 +367,78 @@ class SequenceClassifier(
         checkpoint = read_checkpoint(user_path(path))
         try:
             saved = saved_of(SavedClassifier, checkpoint.state, cls.__name__)
-            tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
+            tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in _TENSORS}
             stored = checkpoint.below("features.")
             features = FixedFeatures.of_state(stored, saved.length)
-            fitted = _Fitted(features, **tensors, scale=saved.scale)
+            tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
-            fitted.expect_sound(len(labels))
+            _expect_sound(tensors, features.n_features, len(labels), saved.scale)
+            fitted = _Fitted(features, **tensors, scale=saved.scale)
         except (ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
-        made = cls(n_features=saved.n_features, random_state=saved.random_state)
+        made = cls(
+            n_features=saved.n_features,
+            reserve_classes=saved.reserve_classes,
+            random_state=saved.random_state,
+        )
         made.classes_ = labels
         saved.restore(made, features)
         return made._keep(fitted)
+
+    def _fit_rows(
+        self,
+        features: FixedFeatures,
+        rows: Float[Tensor, "n f"],
+        classes: NDArray[Any],
+        target: Int[Tensor, " n"],
+        *,
+        generator: Generator | None = None,
+    ) -> "SequenceClassifier":
+        k = len(classes)
+        points = separated_prototypes(k, k - 1, generator=generator).points
+        fitted = ridge(rows.double(), points[target])
+        prototypes = _seen_from_below(points)
+        left_out = _seen_from_below(fitted.left_out) @ prototypes.T
+        # Laplace's rule of right and wrong: never certain, however separable the series are.
+        scale = fit_scale(left_out, target, smoothing=k / ((k - 1) * (len(target) + 2)))
+        self.classes_ = classes
+        return self._keep(
+            _Fitted(
+                features,
+                fitted.weight,
+                fitted.bias,
+                prototypes,
+                left_out,
+                target,
+                added_weight=fitted.weight.new_zeros(0, len(fitted.weight)),
+                added_bias=fitted.bias.new_zeros(0),
+                scale=scale,
+                described=rows,
+            )
+        )
+
+    def _described(self) -> Float[Tensor, "n f"]:
+        """Return the features of the training series.
+
+        Raises:
+            ValueError: They were not saved.
+        """
+        if self._fitted.described is None:
+            raise ValueError(
+                "this classifier was saved without the features of its training series; fit it "
+                "with a larger reserve_classes before saving"
+            )
+        return self._fitted.described
+
+    def _expect_alike(self, labels: NDArray[Any]) -> None:
+        kinds = ["number" if each.dtype.kind in "biuf" else each.dtype.kind for each in
+                 (self.classes_, labels)]  # fmt: skip
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"y has labels of type {labels.dtype}, the classes are of {self.classes_.dtype}; "
+                "one kind of labels, please"
+            )
 
     def _keep(self, fitted: _Fitted) -> "SequenceClassifier":
         self._fitted = fitted
@@ -303,14 +447,51 @@ class SequenceClassifier(
         self._n_features_out = self.prototypes_.shape[1]
         return self
 
-    def _cosines(self, X: Any) -> Float[Tensor, "n k"]:
-        embeddings = self._embeddings(X)
-        return embeddings @ self._fitted.prototypes.T
-
-    def _embeddings(self, X: Any) -> Float[Tensor, "n d"]:
+    def _cosines(self, X: Any) -> Float[Tensor, "n c"]:
         check_is_fitted(self)
-        features = described(self, self._fitted.features, X)
-        return _seen_from_below(features @ self._fitted.weight + self._fitted.bias)
+        return self._fitted.cosines(described(self, self._fitted.features, X))
+
+
+def _expect_sound(
+    tensors: Mapping[str, Tensor | None], n_features: int, n_classes: int, scale: float
+) -> None:
+    """Check what came from a file.
+
+    Raises:
+        ValueError: Shapes that do not fit each other, or a value that cannot be.
+    """
+    prototypes, target = tensors["prototypes"], tensors["target"]
+    added_bias = tensors["added_bias"]
+    assert prototypes is not None
+    assert target is not None
+    assert added_bias is not None
+    n, k, added = target.numel(), n_classes - added_bias.numel(), added_bias.numel()
+    shapes = {
+        "weight": (n_features, k - 1),
+        "bias": (k - 1,),
+        "prototypes": (k, k),
+        "left_out": (n, n_classes),
+        "target": (n,),
+        "added_weight": (added, n_features),
+        "added_bias": (added,),
+        "described": (n, n_features),
+    }
+    types = {"target": torch.int64, "described": torch.float32}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        wanted = types.get(name, torch.float64)
+        if tensor.shape != shapes[name] or tensor.dtype != wanted or n == 0 or k < 2:
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
+                f"{n_classes} classes and {n_features} features"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds a value that is not finite")
+    if not torch.allclose(prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
+        raise ValueError("prototypes holds rows that are no unit vectors")
+    if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
+        raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
 
 
 def _seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:

@@ -62,9 +62,10 @@ class SavedClassifier(Saved):
     """Settings and labels of a classifier.
 
     Raises:
-        ValueError: Labels of a type that JSON has no value for.
+        ValueError: Labels of a type that JSON has no value for, or a number below 0.
     """
 
+    reserve_classes: int
     label_type: str
     labels: tuple[bool | int | float | str, ...]
     scale: float
@@ -76,6 +77,8 @@ class SavedClassifier(Saved):
             raise ValueError(
                 f"labels of type {self.label_type} cannot be saved; use texts or numbers"
             )
+        if self.reserve_classes < 0:
+            raise ValueError(f"reserve_classes is {self.reserve_classes}, which is below 0")
         longest = max((len(label) for label in self.labels if isinstance(label, str)), default=0)
         if self.label_type[1] == "U" and int(self.label_type[2:]) > max(1, longest):
             raise ValueError(f"labels of type {self.label_type} are at most {longest} long")

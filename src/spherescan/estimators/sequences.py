@@ -80,7 +80,7 @@ def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np
     return series
 
 
-def checked_labels(batch: Padded, y: Any) -> NDArray[Any]:
+def checked_labels(series: Tensor, y: Any) -> NDArray[Any]:
     """Check that y has a label for each series, and return them as an array.
 
     Raises:
@@ -90,7 +90,7 @@ def checked_labels(batch: Padded, y: Any) -> NDArray[Any]:
         raise ValueError("it requires y to be passed, but the target y is None")
     labels = column_or_1d(y, warn=True)
     assert_all_finite(labels, input_name="y")
-    check_consistent_length(batch.x, labels)
+    check_consistent_length(series, labels)
     check_classification_targets(labels)
     return labels
 
@@ -110,6 +110,16 @@ def checked_values(batch: Padded, y: Any) -> Float[Tensor, " n"]:
     return torch.from_numpy(values.copy())
 
 
+def expect_whole(name: str, value: object) -> None:
+    """Check the type of a setting.
+
+    Raises:
+        TypeError: It is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+
+
 def fitted_features(
     estimator: BaseEstimator, batch: Padded
 ) -> tuple[FixedFeatures, Float[Tensor, "n f"], Generator]:
@@ -126,13 +136,14 @@ def fitted_features(
         ValueError: Too few features, or a seed that is none.
         TypeError: A number of features that is no whole number.
     """
-    n_features = estimator.n_features
-    if isinstance(n_features, bool) or not isinstance(n_features, Integral):
-        raise TypeError(f"n_features is {n_features!r}; it must be a whole number")
+    expect_whole("n_features", estimator.n_features)
     seed = check_random_state(estimator.random_state).randint(2**31)
     generator = Generator().manual_seed(int(seed))
     features = FixedFeatures(
-        batch.x.shape[2], batch.x.shape[1], n_features=int(n_features), generator=generator
+        batch.x.shape[2],
+        batch.x.shape[1],
+        n_features=int(estimator.n_features),
+        generator=generator,
     )
     return features, features.fit(*batch, generator=generator).double(), generator
 

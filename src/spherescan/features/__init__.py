@@ -1,5 +1,6 @@
 """Fixed features of series, which no label is needed for: tensors in, tensors out."""
 
+from spherescan.features.class_column import ClassColumn, class_column
 from spherescan.features.fixed import FixedFeatures
 from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
@@ -8,12 +9,14 @@ from spherescan.features.sphere_ridge import SphereRidge, cosine_of_height, sphe
 from spherescan.features.statistics import channel_statistics
 
 __all__ = [
+    "ClassColumn",
     "FixedFeatures",
     "Hydra",
     "MiniRocket",
     "Ridge",
     "SphereRidge",
     "channel_statistics",
+    "class_column",
     "cosine_of_height",
     "ridge",
     "sphere_ridge",
