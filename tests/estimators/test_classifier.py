@@ -142,6 +142,12 @@ def test_the_form_of_the_input_does_not_matter():
         again = SequenceClassifier(n_features=84, random_state=0).fit(same, y)
         assert (again.decision_function(same) == expected).all()
         assert (made.decision_function(same) == expected).all()
+    ragged = [x[: 20 + i % 3] for i, x in enumerate(X)]
+    boxed = np.empty(20, dtype=object)
+    boxed[:] = ragged
+    assert (made.decision_function(boxed) == made.decision_function(ragged)).all()
+    with pytest.raises(ValueError, match="Expected 2D array"):
+        made.predict(np.array([1.0, 2.0], dtype=object))
     frame = pd.DataFrame(X, columns=[f"t{i}" for i in range(X.shape[1])])
     named = SequenceClassifier(n_features=84, random_state=0).fit(frame, pd.Series(y))
     assert (named.decision_function(frame) == expected).all()

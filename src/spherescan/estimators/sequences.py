@@ -37,8 +37,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     Args:
         estimator: Remembers `n_channels_`, and of two-dimensional X `n_features_in_`.
         X: An array (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), whatever
-            scikit-learn takes for the latter, or a list of arrays (n_channels, n_timepoints) or
-            (n_timepoints,) whose lengths differ.
+            scikit-learn takes for the latter, or a list or an object array of arrays (n_channels,
+            n_timepoints) or (n_timepoints,) whose lengths differ.
         reset: Whether to remember what X is like, or to expect what was remembered.
 
     Raises:
@@ -63,6 +63,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
 
 
 def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
+    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
+        X = X.tolist()  # of series in an array, as some libraries hand them out
     if any(np.ma.is_masked(values) for values in (X if isinstance(X, list | tuple) else [X])):
         raise ValueError("X has masked values; fill them in or remove the series")
     series = _ragged(X)
