@@ -216,7 +216,7 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("of 'Other'", state=good.state | {"estimator": "Other"})
     refused("n_features", state=good.state | {"n_features": "84"})
     refused("length", state=good.state | {"length": 1 << 60})
-    refused("size mismatch", state=good.state | {"length": 10**6})
+    refused("for the length", state=good.state | {"length": 10**6})
     refused("cannot be saved", state=good.state | {"label_type": "<M8[s]"})
     refused("not of type", state=good.state | {"label_type": "<i8", "labels": ["a", "b", "c"]})
     refused("weight", weight=None)
@@ -237,6 +237,10 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("not finite", bias=good.tensors["bias"] / 0)
     refused("class outside", state=good.state | {"scale": -1.0})
     refused("does not fit", state=good.state | {"labels": [0, 1]})
+    refused("no cosine", left_out=2 + good.tensors["left_out"])
+    refused("too large", weight=1e300 + good.tensors["weight"])
+    many = torch.zeros(1, 1, 10000, 1, 1)
+    refused("hydra", features__hydra__weights=many, state=good.state | {"length": 1 << 40})
     refused("reserve_classes", state=good.state | {"reserve_classes": -1})
     refused("added_bias", added_bias=None)
     added = torch.zeros(2, dtype=torch.float64)
@@ -247,6 +251,25 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("described holds a value", described=rows)
     with pytest.raises(CheckpointError):
         SequenceClassifier.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("<f4", [1e300, 2.0, 3.0]),
+        ("<f16", [1.0, 2.0, 3.0]),
+        ("<U1", ["ax", "bx", "cx"]),
+        ("<i8", ["1", "2", "3"]),
+        ("<i8", [1.5, 2.5, 3.5]),
+    ],
+)
+def test_labels_that_a_type_does_not_have_are_refused(tmp_path, kind, labels):
+    SequenceClassifier(n_features=84).fit(*waves(18)).save(tmp_path / "good")
+    good = read_checkpoint(tmp_path / "good")
+    forged = good.state | {"label_type": kind, "labels": labels}
+    write_checkpoint(tmp_path / "bad", good.tensors, forged)
+    with pytest.raises(CheckpointError, match="labels"):
+        SequenceClassifier.load(tmp_path / "bad")
 
 
 def test_how_series_were_normalised_or_rounded_is_no_feature():

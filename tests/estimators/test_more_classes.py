@@ -62,6 +62,63 @@ def test_speakers_are_added_from_five_utterances_and_old_decisions_stay(train, t
     assert (classifier.predict_open(test[0]) == "unknown").mean() < 0.15
 
 
+def test_what_is_like_no_class_stays_unknown_when_classes_are_added(train, test):
+    classifier = base_of(train)
+    far = [[10 + x for x in test[0][::9]], [99 * x for x in test[0][::9]]]
+    assert all((classifier.predict_open(X) == "unknown").all() for X in far)
+    for speaker in LATER:
+        classifier.add_classes(*first_five(train, speaker))
+    assert all((classifier.predict_open(X) == "unknown").all() for X in far)
+
+
+def test_probabilities_of_added_classes_are_calibrated(train, test):
+    classifier = base_of(train)
+    before = classifier.scale_
+    for speaker in LATER:
+        classifier.add_classes(*first_five(train, speaker))
+    assert classifier.scale_ != before
+    sure = classifier.predict_proba(test[0]).max(1).mean()
+    assert abs(sure - classifier.score(*test)) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "classes"),
+    [
+        (["a", "b"], np.array(["long"], dtype=object), ["a", "b", "long"]),
+        (np.array(["a", "b"], dtype=object), ["c"], ["a", "b", "c"]),
+        ([1, 2], [3.0], [1, 2, 3]),
+        ([-1, 2], np.array([3], dtype=np.uint64), [-1, 2, 3]),
+        ([2**60, 2**60 + 1], [2.0], [2**60, 2**60 + 1, 2]),
+    ],
+)
+def test_labels_take_the_type_of_the_classes(train, first, more, classes):
+    X, y = chosen(train, np.isin(train[1], (1, 2)))
+    made = SequenceClassifier(n_features=84, random_state=0).fit(X, np.asarray(first)[y - 1])
+    kind = made.classes_.dtype.kind
+    series, _ = first_five(train, 3)
+    for learn in (made.add_classes, made.partial_fit):
+        learn(series, np.asarray(more)[np.zeros(5, dtype=int)])
+        assert sorted(made.classes_.tolist()) == sorted(classes)
+        assert [type(label) for label in made.classes_.tolist()] == [type(classes[0])] * 3
+        assert made.classes_.dtype.kind == kind
+        if learn == made.add_classes:
+            made.fit(X, np.asarray(first)[y - 1])
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [([1, 2], [2.5]), ([False, True], [2]), ([1, 2], [True]), ([1, 2], ["3"])],
+)  # fmt: skip
+def test_labels_of_another_type_are_refused(train, first, more):
+    X, y = chosen(train, np.isin(train[1], (1, 2)))
+    made = SequenceClassifier(n_features=84, random_state=0).fit(X, np.asarray(first)[y - 1])
+    series, _ = first_five(train, 3)
+    for learn in (made.add_classes, made.partial_fit):
+        with pytest.raises(ValueError, match=r"same kind of labels|Unknown label type"):
+            learn(series, np.asarray(more)[np.zeros(5, dtype=int)])
+    assert made.classes_.tolist() == list(first)
+
+
 def test_several_classes_in_one_call_see_each_other(train, test):
     classifier = base_of(train)
     examples = [first_five(train, speaker) for speaker in LATER]
@@ -105,7 +162,7 @@ def test_what_cannot_be_added_is_refused_and_changes_nothing(train):
     for X, y, reason in [
         (*old, f"{BASE[0]} is a class already; partial_fit"),
         ([*new[0], *old[0]], [7] * 5 + [3] * 5, "3 is a class already"),
-        (new[0], ["seven"] * 5, "one kind of labels"),
+        (new[0], ["seven"] * 5, "give the same kind of labels"),
         (new[0], new[1][:4], "inconsistent"),
         (new[0], None, "requires y"),
     ]:
@@ -154,7 +211,7 @@ def test_partial_fit_takes_new_classes_and_makes_added_ones_like_the_others(trai
 
 def test_partial_fit_refuses_what_it_cannot_take(train):
     new = first_five(train, LATER[0])
-    with pytest.raises(ValueError, match="labels that classes does not have"):
+    with pytest.raises(ValueError, match="label 7, which classes does not have"):
         SequenceClassifier().partial_fit(*new, classes=[1, 2])
     with pytest.raises(ValueError, match="at least two classes"):
         SequenceClassifier().partial_fit(*new, classes=list(range(10)))

@@ -79,6 +79,10 @@ def test_intervals_hold_the_value_as_often_as_promised():
 def test_a_coverage_that_so_few_series_cannot_tell_is_refused(fitted):
     with pytest.raises(ValueError, match="120 training series cannot tell a coverage"):
         fitted.predict_interval(waves(2)[0], coverage=0.999)
+    few = SequenceRegressor(n_features=84).fit(*waves(12))
+    with pytest.raises(ValueError, match=r"ask for at most 0\.923$"):
+        few.predict_interval(waves(2)[0], coverage=0.95)
+    assert few.predict_interval(waves(2)[0], coverage=0.923).shape == (2, 2)
     with pytest.raises(ValueError, match="coverage"):
         fitted.predict_interval(waves(2)[0], coverage=1.5)
 
@@ -121,6 +125,10 @@ def test_a_forged_file_is_refused(fitted, tmp_path):
     refused("margin", state={"margin": "wide"})
     refused("empty", state={"lower": 9.0})
     refused("not finite", state={"lower": -1e308, "upper": 1e308})
+    refused("n_features_in", state={"n_features_in": -1})
+    refused("with 1 names", state={"n_features_in": 2, "feature_names": ["a"]})
+    refused("too large", target=99 + good.tensors["target"])
+    refused("too large", weight=1e300 + good.tensors["weight"])
     refused("weight", weight=None)
     refused("does not fit", weight=good.tensors["weight"][1:])
     refused("does not fit", bias=good.tensors["bias"][None])
@@ -134,9 +142,9 @@ def test_a_forged_file_is_refused(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "reason"),
     [
-        ({"margin": 0}, ValueError, "above 0"),
-        ({"margin": float("inf")}, ValueError, "above 0 and finite"),
-        ({"margin": float("nan")}, ValueError, "above 0"),
+        ({"margin": 0}, ValueError, "between 0.01 and 1000"),
+        ({"margin": float("inf")}, ValueError, "between"),
+        ({"margin": float("nan")}, ValueError, "between"),
         ({"margin": "wide"}, TypeError, "must be a number"),
         ({"margin": True}, TypeError, "must be a number"),
         ({"n_features": 3}, ValueError, "84"),
@@ -157,7 +165,9 @@ def test_settings_that_are_wrong_are_refused(settings, error, reason):
         ([1.0, 2.0, np.inf], "infinity"),
         (np.ones((3, 2)), "1d array"),
         (["a", "b", "c"], "could not convert|strings"),
-        ([-1e308, 0.0, 1e308], "too far; rescale"),
+        ([-1e308, 0.0, 1e308], "too large; rescale"),
+        ([1e308, 1e308, 1e308], "too large; rescale"),
+        ([1e16, 1e16, 1e16 + 2], "barely tell apart"),
     ],
 )
 def test_values_that_are_wrong_are_refused(y, reason):

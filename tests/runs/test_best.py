@@ -9,6 +9,7 @@ import torch
 from spherescan.errors import StorageError
 from spherescan.runs import RunStore, folder, read_checkpoint
 
+LINK = os.link
 STATE = {"counters": {"best_step": None}}
 
 
@@ -83,3 +84,13 @@ def test_a_copy_that_fails_leaves_the_one_before(store, monkeypatch):
     monkeypatch.undo()
     assert read_checkpoint(store.path / "best.safetensors").state["step"] == 1
     assert list(store.path.glob(".tmp*")) == []
+
+
+def test_what_was_copied_once_is_copied_again_after_a_link(store, monkeypatch):
+    store.show_best(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", LINK)
+        store.show_best(2)
+    assert (store.path / "best.safetensors").samefile(store.checkpoint_path(2))
+    store.show_best(1)
+    assert read_checkpoint(store.path / "best.safetensors").state["step"] == 1

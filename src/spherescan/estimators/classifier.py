@@ -41,12 +41,15 @@ from spherescan.estimators.sequences import (
     fitted_features,
     padded,
 )
-from spherescan.features import FixedFeatures, class_column, ridge
+from spherescan.features import FixedFeatures, added_cosine, class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.runs import read_checkpoint, write_checkpoint
 
-_TENSORS = ("weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias")
+_TENSORS = (
+    "weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias",
+    "added_reach",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,21 +68,29 @@ class _Fitted:
     target: Int[Tensor, " n"]
     added_weight: Float[Tensor, "a f"]
     added_bias: Float[Tensor, " a"]
+    added_reach: Float[Tensor, " a"]
     scale: float
     described: Float[Tensor, "n f"] | None
 
-    def embeddings(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m d"]:
-        """Return where series lie on the sphere."""
-        return _seen_from_below(described @ self.weight + self.bias)
+    def points(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m e"]:
+        """Return where series lie among the corners, before they are seen from below."""
+        return described @ self.weight + self.bias
 
     def cosines(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m c"]:
         """Return how near series are to all classes."""
-        found = self.embeddings(described) @ self.prototypes.T
+        z = self.points(described)
+        found = _seen_from_below(z) @ self.prototypes.T
         if not len(self.added_bias):
             return found
         # One by one: a product of another width may round in another way.
-        added = torch.stack([described @ weight for weight in self.added_weight], 1)
-        return torch.cat([found, (added + self.added_bias).clamp(-1, 1)], 1)
+        t = torch.stack([described @ weight for weight in self.added_weight], 1) + self.added_bias
+        squared = z.square().sum(1, keepdim=True).expand_as(t)
+        return torch.cat([found, added_cosine(t, squared, self.added_reach)], 1)
+
+    def left_out_squared(self, cosines: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:
+        """Return the square of how far from the middle series lie, from their cosines."""
+        seen = torch.linalg.solve(self.prototypes, cosines[:, : len(self.prototypes)].T)
+        return seen[-1].clamp(min=1e-12) ** -2 - 1
 
 
 class SequenceClassifier(
@@ -160,9 +171,7 @@ class SequenceClassifier(
         self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
         batch = padded(self, X, reset=True)
         labels = checked_labels(batch.x, y)
-        expect_whole("reserve_classes", self.reserve_classes)
-        if self.reserve_classes < 0:
-            raise ValueError(f"reserve_classes is {self.reserve_classes}; it must not be negative")
+        self._expect_settings()
         classes, indices = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
@@ -177,26 +186,30 @@ class SequenceClassifier(
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "SequenceClassifier":
         """Fit to these series and all that were given before, exactly and in closed form.
 
-        Kernels, biases and standardisation are those of the first call, so let it be typical.
+        Kernels, biases and standardisation are those of the first call, so let it be typical: it
+        needs two classes at least.
 
         Args:
             X: Series.
             y: Their labels; new ones are new classes.
-            classes: All labels to come, if wanted; of one without series nothing can be learnt.
+            classes: What labels may be in this call, as scikit-learn has it. One without series is
+                none of `classes_`: nothing can be learnt of it.
 
         Raises:
             ValueError: What `fit` refuses, a label that `classes` of this call does not have, or a
                 classifier that was saved without room.
             TypeError: A setting that is no whole number.
         """
-        if classes is not None and not np.isin(np.asarray(y), np.asarray(classes)).all():
-            raise ValueError("y has labels that classes does not have")
+        if classes is not None and y is not None:
+            unknown = set(np.ravel(y).tolist()) - set(np.ravel(classes).tolist())
+            if unknown:
+                raise ValueError(f"y has the label {min(unknown)!r}, which classes does not have")
         if not self.__sklearn_is_fitted__():
             return self.fit(X, y)
+        self._expect_settings()
         fitted, before = self._fitted, self._described()
         more = described(self, fitted.features, X)
-        labels = checked_labels(more, y)
-        self._expect_alike(labels)
+        labels = self._like_classes(checked_labels(more, y))
         all_labels = np.concatenate([self.classes_[fitted.target.numpy()], labels])
         every, indices = np.unique(all_labels, return_inverse=True)
         rows = torch.cat([before, more.float()])
@@ -205,10 +218,9 @@ class SequenceClassifier(
     def add_classes(self, X: Any, y: Any) -> "SequenceClassifier":
         """Learn classes that were not there, from a few series each, without training again.
 
-        What was decided between the classes there are stays as it is, bit for bit. A ridge onto
-        1 for the class and the common cosine of two classes for all others gives the cosine with
-        each new one; it is shifted so that, left out, series are as far on the right side of
-        the other classes whether they are of the new class or not.
+        What was decided between the classes there are stays as it is, bit for bit; see
+        `class_column` for how a new one is placed. Several in one call are placed in the order of
+        their labels, each beside those before it.
 
         Args:
             X: Series of new classes; five each are enough to begin with.
@@ -221,8 +233,7 @@ class SequenceClassifier(
         check_is_fitted(self)
         fitted, before = self._fitted, self._described()
         more = described(self, fitted.features, X)
-        labels = checked_labels(more, y)
-        self._expect_alike(labels)
+        labels = self._like_classes(checked_labels(more, y))
         new, indices = np.unique(labels, return_inverse=True)
         known = np.isin(new, self.classes_)
         if known.any():
@@ -234,14 +245,16 @@ class SequenceClassifier(
         rows = torch.cat([before, more.float()])
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
         left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
-        weights, biases = [fitted.added_weight], [fitted.added_bias]
         apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
+        weights, biases, reach = [fitted.added_weight], [fitted.added_bias], [fitted.added_reach]
+        squared = fitted.left_out_squared(left_out)
         for index in range(n_before, n_before + len(new)):
             rival = left_out.max(1).values
-            column = class_column(rows.double(), target == index, rival, apart=apart)
+            column = class_column(rows.double(), target == index, rival, squared, apart=apart)
             weights.append(column.weight[None])
             biases.append(column.bias[None])
-            left_out = torch.cat([left_out, column.left_out.clamp(-1, 1)[:, None]], 1)
+            reach.append(column.reach[None])
+            left_out = torch.cat([left_out, column.left_out[:, None]], 1)
         self.classes_ = np.concatenate([self.classes_, new])
         return self._keep(
             replace(
@@ -250,6 +263,8 @@ class SequenceClassifier(
                 target=target,
                 added_weight=torch.cat(weights),
                 added_bias=torch.cat(biases),
+                added_reach=torch.cat(reach),
+                scale=_scale(left_out, target),
                 described=rows,
             )
         )
@@ -275,7 +290,8 @@ class SequenceClassifier(
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
         check_is_fitted(self)
-        return self._fitted.embeddings(described(self, self._fitted.features, X)).numpy()
+        rows = described(self, self._fitted.features, X)
+        return _seen_from_below(self._fitted.points(rows)).numpy()
 
     def predict_open(
         self, X: Any, *, rejection: float = 0.05, unknown_label: Any = "unknown"
@@ -340,9 +356,12 @@ class SequenceClassifier(
         Raises:
             CheckpointError: Another file has the name.
             StorageError: The disk refused.
-            ValueError: Labels of a type that a file cannot hold.
+            ValueError: Labels of a type that a file cannot hold, or a setting that `fit` refuses.
+            TypeError: A setting that is no whole number.
         """
         check_is_fitted(self)
+        self._expect_settings()
+        expect_whole("n_features", self.n_features)
         fitted = self._fitted
         saved = SavedClassifier(
             **SavedClassifier.common(self, fitted.features),
@@ -374,16 +393,16 @@ class SequenceClassifier(
             labels = saved.classes()
             _expect_sound(tensors, features.n_features, len(labels), saved.scale)
             fitted = _Fitted(features, **tensors, scale=saved.scale)
+            made = cls(
+                n_features=saved.n_features,
+                reserve_classes=saved.reserve_classes,
+                random_state=saved.random_state,
+            )
+            saved.restore(made, features)
         except (ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
-        made = cls(
-            n_features=saved.n_features,
-            reserve_classes=saved.reserve_classes,
-            random_state=saved.random_state,
-        )
         made.classes_ = labels
-        saved.restore(made, features)
         return made._keep(fitted)
 
     def _fit_rows(
@@ -400,8 +419,6 @@ class SequenceClassifier(
         fitted = ridge(rows.double(), points[target])
         prototypes = _seen_from_below(points)
         left_out = _seen_from_below(fitted.left_out) @ prototypes.T
-        # Laplace's rule of right and wrong: never certain, however separable the series are.
-        scale = fit_scale(left_out, target, smoothing=k / ((k - 1) * (len(target) + 2)))
         self.classes_ = classes
         return self._keep(
             _Fitted(
@@ -413,7 +430,8 @@ class SequenceClassifier(
                 target,
                 added_weight=fitted.weight.new_zeros(0, len(fitted.weight)),
                 added_bias=fitted.bias.new_zeros(0),
-                scale=scale,
+                added_reach=fitted.bias.new_ones(0),
+                scale=_scale(left_out, target),
                 described=rows,
             )
         )
@@ -431,14 +449,31 @@ class SequenceClassifier(
             )
         return self._fitted.described
 
-    def _expect_alike(self, labels: NDArray[Any]) -> None:
-        kinds = ["number" if each.dtype.kind in "biuf" else each.dtype.kind for each in
-                 (self.classes_, labels)]  # fmt: skip
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"y has labels of type {labels.dtype}, the classes are of {self.classes_.dtype}; "
-                "one kind of labels, please"
-            )
+    def _expect_settings(self) -> None:
+        expect_whole("reserve_classes", self.reserve_classes)
+        if self.reserve_classes < 0:
+            raise ValueError(f"reserve_classes is {self.reserve_classes}; it must not be negative")
+
+    def _like_classes(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Return labels in the type of the classes; texts may be longer.
+
+        Raises:
+            ValueError: They have another value in it.
+        """
+        before = self.classes_
+        texts = [each.dtype.kind in "UO" for each in (before, labels)]
+        if all(texts):
+            return labels.astype(object if before.dtype.kind == "O" else str)
+        if not any(texts) and (before.dtype.kind == "b") == (labels.dtype.kind == "b"):
+            with np.errstate(all="ignore"):
+                same = labels.astype(before.dtype)
+                kept = (same == labels).all() and (same.astype(labels.dtype) == labels).all()
+            if kept:
+                return same
+        raise ValueError(
+            f"y has labels of type {labels.dtype} that are none of the type of the classes, "
+            f"{before.dtype}; give the same kind of labels"
+        )
 
     def _keep(self, fitted: _Fitted) -> "SequenceClassifier":
         self._fitted = fitted
@@ -474,6 +509,7 @@ def _expect_sound(
         "target": (n,),
         "added_weight": (added, n_features),
         "added_bias": (added,),
+        "added_reach": (added,),
         "described": (n, n_features),
     }
     types = {"target": torch.int64, "described": torch.float32}
@@ -488,10 +524,22 @@ def _expect_sound(
             )
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds a value that is not finite")
+        if name == "added_reach" and not bool((tensor > 0).all()):
+            raise ValueError("added_reach holds a value that is not above 0")
+        if name == "left_out" and not bool((tensor.abs() <= 1 + 1e-9).all()):
+            raise ValueError("left_out holds a value that is no cosine")
+        if not bool((tensor.abs() <= torch.finfo(torch.float32).max).all()):
+            raise ValueError(f"{name} holds a value that is too large")
     if not torch.allclose(prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
         raise ValueError("prototypes holds rows that are no unit vectors")
     if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
         raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
+
+
+def _scale(left_out: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
+    """Fit the scale of probabilities; by Laplace's rule of right and wrong it is never certain."""
+    c = left_out.shape[1]
+    return fit_scale(left_out, target, smoothing=c / ((c - 1) * (len(target) + 2)))
 
 
 def _seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:

@@ -26,13 +26,21 @@ from torch.nn import functional
 from spherescan.calibration import fit_half_width, intervals
 from spherescan.errors import CheckpointError
 from spherescan.estimators.saved import SavedRegressor, saved_of
-from spherescan.estimators.sequences import checked_values, described, fitted_features, padded
+from spherescan.estimators.sequences import (
+    checked_values,
+    described,
+    expect_whole,
+    fitted_features,
+    padded,
+)
 from spherescan.features import FixedFeatures, cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
 from spherescan.paths import user_path
 from spherescan.runs import read_checkpoint, write_checkpoint
 
 _TENSORS = ("weight", "bias", "left_out", "target")
+_SMALLEST_MARGIN, _LARGEST_MARGIN = 0.01, 1000.0
+_RESOLUTION = 1e-12  # of values, below which their range is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +70,7 @@ class SequenceRegressor(
         n_features: About how many convolution features of the series, at least 84, and as many of
             its differences; Hydra's come on top.
         margin: How far beyond the training values predictions may go on each side, in widths of
-            their range, above 0.
+            their range, from 0.01 to 1000.
         random_state: Seed of the kernels; see scikit-learn's glossary.
 
     Attributes:
@@ -112,8 +120,8 @@ class SequenceRegressor(
             y: Finite numbers of shape (n_cases,).
 
         Raises:
-            ValueError: X or y that scikit-learn would refuse, a single series, too few features,
-                or a margin that is not above 0.
+            ValueError: X or y that scikit-learn would refuse, a single series, values too large or
+                too near each other, too few features, or a margin outside its range.
             TypeError: A setting that is no number.
         """
         self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
@@ -121,18 +129,13 @@ class SequenceRegressor(
         target = checked_values(batch, y)
         if len(target) < 2:
             raise ValueError("got 1 sample; a regressor needs at least two")
-        margin = _number("margin", self.margin)
-        if not 0 < margin < math.inf:
-            raise ValueError(f"margin is {margin}; it must be above 0 and finite")
-        low, high = float(target.min()), float(target.max())
-        room = margin * (high - low) or max(1.0, abs(low))  # of values that are all the same
-        if not math.isfinite(high - low + 2 * room):
-            raise ValueError(f"y goes from {low} to {high}, which is too far; rescale it")
+        lower, upper = _range_around(target, margin=_margin_of(self.margin))
         features, of_series, _ = fitted_features(self, batch)
-        ends = {"lower": low - room, "upper": high + room}
-        fitted = sphere_ridge(of_series, to_cosine(target, **ends))
-        left_out = from_cosine(fitted.left_out, **ends)
-        return self._keep(_Fitted(features, fitted.weight, fitted.bias, left_out, target, **ends))
+        fitted = sphere_ridge(of_series, to_cosine(target, lower=lower, upper=upper))
+        left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
+        return self._keep(
+            _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
+        )
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the value of each series, of shape (n_cases,)."""
@@ -159,7 +162,7 @@ class SequenceRegressor(
         if math.isinf(half):
             raise ValueError(
                 f"{len(fitted.target)} training series cannot tell a coverage of {coverage}; "
-                f"ask for at most {len(fitted.target) / (len(fitted.target) + 1):.4f}"
+                f"ask for at most {_rounded_down(len(fitted.target))}"
             )
         return intervals(self._values(X), half).numpy()
 
@@ -178,12 +181,14 @@ class SequenceRegressor(
         Raises:
             CheckpointError: Another file has the name.
             StorageError: The disk refused.
+            ValueError: A setting that `fit` refuses; TypeError: one that is no number.
         """
         check_is_fitted(self)
+        expect_whole("n_features", self.n_features)
         fitted = self._fitted
         saved = SavedRegressor(
             **SavedRegressor.common(self, fitted.features),
-            margin=float(self.margin),
+            margin=_margin_of(self.margin),
             lower=fitted.lower,
             upper=fitted.upper,
         )
@@ -203,15 +208,17 @@ class SequenceRegressor(
             saved = saved_of(SavedRegressor, checkpoint.state, cls.__name__)
             tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
             features = FixedFeatures.of_state(checkpoint.below("features."), saved.length)
-            _expect_sound(tensors, features.n_features)
+            _expect_sound(tensors, features.n_features, largest=max(-saved.lower, saved.upper))
             fitted = _Fitted(features, **tensors, lower=saved.lower, upper=saved.upper)
+            made = cls(
+                n_features=saved.n_features,
+                margin=_margin_of(saved.margin),
+                random_state=saved.random_state,
+            )
+            saved.restore(made, features)
         except (ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
-        made = cls(
-            n_features=saved.n_features, margin=saved.margin, random_state=saved.random_state
-        )
-        saved.restore(made, features)
         return made._keep(fitted)
 
     def _keep(self, fitted: _Fitted) -> "SequenceRegressor":
@@ -228,10 +235,11 @@ class SequenceRegressor(
 
     def _values(self, X: Any) -> Float[Tensor, " n"]:
         cosines = cosine_of_height(self._heights(X))
-        return from_cosine(cosines, lower=self._fitted.lower, upper=self._fitted.upper)
+        lower, upper = self._fitted.lower, self._fitted.upper
+        return from_cosine(cosines, lower=lower, upper=upper).clamp(lower, upper)
 
 
-def _expect_sound(tensors: Mapping[str, Tensor], n_features: int) -> None:
+def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: float) -> None:
     """Check what came from a file.
 
     Raises:
@@ -248,9 +256,41 @@ def _expect_sound(tensors: Mapping[str, Tensor], n_features: int) -> None:
             )
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds a value that is not finite")
+        of_range = name in {"left_out", "target"}
+        if bool((tensor.abs() > (largest if of_range else torch.finfo(torch.float32).max)).any()):
+            raise ValueError(f"{name} holds a value that is too large")
 
 
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
-    return float(value)
+def _rounded_down(n: int) -> float:
+    """Return the largest coverage of four digits that n values can tell."""
+    return math.floor(1e4 * n / (n + 1)) / 1e4
+
+
+def _margin_of(margin: object) -> float:
+    """Check the type and the size of a margin."""
+    if isinstance(margin, bool) or not isinstance(margin, int | float | np.integer | np.floating):
+        raise TypeError(f"margin is {margin!r}; it must be a number")
+    if not _SMALLEST_MARGIN <= margin <= _LARGEST_MARGIN:
+        raise ValueError(
+            f"margin is {margin}; it must be between {_SMALLEST_MARGIN} and {_LARGEST_MARGIN}"
+        )
+    return float(margin)
+
+
+def _range_around(target: Float[Tensor, " n"], *, margin: float) -> tuple[float, float]:
+    """Return the ends that no prediction goes beyond.
+
+    Raises:
+        ValueError: Values that are too large, or too near each other for their size.
+    """
+    low, high = float(target.min()), float(target.max())
+    room = margin * (high - low) or max(1.0, abs(low))  # of values that are all the same
+    lower, upper = low - room, high + room
+    if not math.isfinite(2 * (upper - lower)):
+        raise ValueError(f"y goes from {low} to {high}, which is too large; rescale it")
+    if not lower < low <= high < upper or 0 < high - low < _RESOLUTION * max(abs(low), abs(high)):
+        raise ValueError(
+            f"y goes from {low} to {high}, which floating-point numbers barely tell apart; "
+            "subtract an offset"
+        )
+    return lower, upper

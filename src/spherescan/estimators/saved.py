@@ -14,7 +14,7 @@ from spherescan.features import FixedFeatures
 from spherescan.strict_json import typed
 
 # Whole numbers, floats, bools, texts of fixed length, and objects that are texts.
-_LABEL_TYPE = re.compile(r"[<>|=][biufU][0-9]{1,9}|\|O")
+_LABEL_TYPE = re.compile(r"[<>|=]([biu][1248]|f[248]|U[0-9]{1,9})|\|O")
 
 S = TypeVar("S", bound="Saved")
 
@@ -41,7 +41,14 @@ class Saved:
         }
 
     def restore(self, estimator: BaseEstimator, features: FixedFeatures) -> None:
-        """Give a new estimator what fitting to X gave the saved one."""
+        """Give a new estimator what fitting to X gave the saved one.
+
+        Raises:
+            ValueError: A length below 1, or names of another number of columns.
+        """
+        n, names = self.n_features_in, self.feature_names
+        if (n is not None and n < 1) or (names and len(names) != n):
+            raise ValueError(f"n_features_in is {n}, with {len(names)} names")
         if self.n_features_in is not None:
             estimator.n_features_in_ = self.n_features_in
         if self.feature_names:
@@ -90,10 +97,14 @@ class SavedClassifier(Saved):
             ValueError: They are not of the type that the file says.
         """
         try:
-            labels = np.array(self.labels, dtype=self.label_type)
-            distinct = len(np.unique(labels)) == len(labels) >= 2
-        except (TypeError, ValueError, OverflowError) as error:
+            with np.errstate(over="raise"):
+                labels = np.array(self.labels, dtype=self.label_type)
+            same = labels.tolist() == list(self.labels)
+            distinct = same and len(np.unique(labels)) == len(labels) >= 2
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"labels are not of type {self.label_type}: {error}") from error
+        if not same:
+            raise ValueError(f"labels are not of type {self.label_type}: they would be others")
         if not distinct:
             raise ValueError("labels are not two or more different ones")
         return labels
@@ -112,9 +123,7 @@ class SavedRegressor(Saved):
     upper: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.margin) and self.margin > 0):
-            raise ValueError(f"the margin {self.margin} is not above 0")
-        if not (self.lower < self.upper and math.isfinite(self.upper - self.lower)):
+        if not (self.lower < self.upper and math.isfinite(2 * (self.upper - self.lower))):
             raise ValueError(f"the range {self.lower}..{self.upper} is empty or not finite")
 
 

@@ -63,8 +63,6 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
 
 
 def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
-    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
-        X = X.tolist()  # of series in an array, as some libraries hand them out
     if any(np.ma.is_masked(values) for values in (X if isinstance(X, list | tuple) else [X])):
         raise ValueError("X has masked values; fill them in or remove the series")
     series = _ragged(X)
@@ -173,6 +171,8 @@ def _ragged(X: Any) -> list[NDArray[np.float64]] | None:
 
     Nothing of a list of lists of as many numbers each: that is an array of two axes.
     """
+    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
+        return _ragged(X.tolist())  # an array of series, as some libraries hand them out
     if not isinstance(X, list | tuple) or not X:
         return None
     if not any(isinstance(values, np.ndarray) for values in X):

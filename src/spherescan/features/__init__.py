@@ -1,6 +1,6 @@
 """Fixed features of series, which no label is needed for: tensors in, tensors out."""
 
-from spherescan.features.class_column import ClassColumn, class_column
+from spherescan.features.class_column import ClassColumn, added_cosine, class_column
 from spherescan.features.fixed import FixedFeatures
 from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
@@ -15,6 +15,7 @@ __all__ = [
     "MiniRocket",
     "Ridge",
     "SphereRidge",
+    "added_cosine",
     "channel_statistics",
     "class_column",
     "cosine_of_height",

@@ -14,16 +14,18 @@ from spherescan.features.ridge import ridge
 
 @dataclass(frozen=True, slots=True)
 class ClassColumn:
-    """How near a sample is to a class that came later.
+    """How near samples are to a class that came later.
 
     Attributes:
-        weight: With `bias` the map, cosine = x w + bias.
+        weight: With `bias` the map, t = x w + bias, which `added_cosine` makes a cosine of.
         bias: See there, of shape ().
-        left_out: What the map fitted without a sample makes of it, for each sample.
+        reach: How far out the farthest of the samples lies, left out, of shape ().
+        left_out: Cosine with the class that each sample has without its own influence.
     """
 
     weight: Float[Tensor, " f"]
     bias: Float[Tensor, ""]
+    reach: Float[Tensor, ""]
     left_out: Float[Tensor, " n"]
 
 
@@ -31,30 +33,35 @@ def class_column(
     x: Float[Tensor, "n f"],
     is_member: Bool[Tensor, " n"],
     rival: Float[Tensor, " n"],
+    squared: Float[Tensor, " n"],
     *,
     apart: float,
 ) -> ClassColumn:
     """Fit the cosine with a class to the features of it and of all other samples.
 
     A ridge takes members to 1 and others to `apart`. From few members it says too little of new
-    ones; so it is shifted until, left out, the classes there are come halfway between the two:
+    ones; so it is shifted until, left out, classes come halfway between the two:
 
-        mean over members of (cosine - rival) = - mean over others of (cosine - rival)
+        mean over members of (t - rival) = - mean over others of (t - rival)
 
     Args:
         x: Features of the samples of all classes.
         is_member: Whether a sample is of the new class.
         rival: The largest cosine that each sample has with another class, without its influence.
+        squared: The square of how far each lies from the middle of the classes there are.
         apart: Cosine of two classes.
 
     Raises:
         ValueError: No member, or nothing but members.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
         >>> is_member = torch.tensor([False, False, True, True])
-        >>> found = class_column(x, is_member, torch.tensor([0.9, 0.9, 0.2, 0.2]), apart=0.0)
-        >>> (x @ found.weight + found.bias > torch.tensor([0.9, 0.9, 0.2, 0.2])).tolist()
+        >>> rival, squared = torch.tensor([0.9, 0.9, 0.2, 0.2]), torch.tensor([1.0, 1.0, 0.1, 0.1])
+        >>> found = class_column(x, is_member, rival, squared, apart=0.0)
+        >>> t = x @ found.weight + found.bias
+        >>> (added_cosine(t, squared, found.reach) > rival).tolist()
         [False, False, True, True]
     """
     if bool(is_member.all()) or not bool(is_member.any()):
@@ -63,4 +70,33 @@ def class_column(
     fitted = ridge(x, target[:, None])
     ahead = fitted.left_out[:, 0] - rival
     shift = -(ahead[is_member].mean() + ahead[~is_member].mean()) / 2
-    return ClassColumn(fitted.weight[:, 0], fitted.bias[0] + shift, fitted.left_out[:, 0] + shift)
+    t = fitted.left_out[:, 0] + shift
+    reach = (t.square() + squared).max().sqrt()
+    return ClassColumn(
+        fitted.weight[:, 0], fitted.bias[0] + shift, reach, added_cosine(t, squared, reach)
+    )
+
+
+def added_cosine(
+    t: Float[Tensor, "*n"], squared: Float[Tensor, "*n"], reach: Float[Tensor, "*#n"]
+) -> Float[Tensor, "*n"]:
+    """Make a cosine of where a sample is on the way to a class that came later.
+
+        t / max(1, (t^2 + squared) / reach^2), within -1..1
+
+    Farther out than any sample was it falls off, as the cosines of other classes do: what is
+    like nothing that was seen is near to no class.
+
+    Args:
+        t: See `ClassColumn`.
+        squared: See `class_column`.
+        reach: See `ClassColumn`.
+
+    Example:
+        >>> import torch
+        >>> t, squared = torch.tensor([0.9, 0.2, 100.0]), torch.tensor([0.5, 1.0, 7.0])
+        >>> [round(c, 4) for c in added_cosine(t, squared, torch.tensor(1.5)).tolist()]
+        [0.9, 0.2, 0.0225]
+    """
+    beyond = (t.square() + squared) / reach.square()
+    return (t / beyond.clamp(min=1)).clamp(-1, 1)

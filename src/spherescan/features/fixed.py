@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from spherescan.features.hydra import Hydra
+from spherescan.features.hydra import IN_GROUP, Hydra
+from spherescan.features.kernels import TAPS, longest_dilation_exponent
 from spherescan.features.minirocket import MiniRocket
 from spherescan.features.statistics import channel_statistics
 
@@ -99,6 +100,11 @@ class FixedFeatures(nn.Module):
         for name, n_axes in axes.items():
             if state[name].ndim != n_axes or not state[name].numel():
                 raise ValueError(f"{name} has the shape {tuple(state[name].shape)}")
+        shape = state["hydra.weights"].shape
+        n_dilations = 1 + int(longest_dilation_exponent(length))
+        # Before anything is made: it takes memory by what these say.
+        if shape[:2] != (n_dilations, 2) or shape[3:] != (IN_GROUP, TAPS):
+            raise ValueError(f"hydra.weights has the shape {tuple(shape)} for the length {length}")
         n_channels = len(state["channel_mean"])
         made = cls(
             n_channels,

@@ -16,7 +16,7 @@ from spherescan.features.kernels import (
     taps,
 )
 
-_IN_GROUP = 8
+IN_GROUP = 8
 
 
 class Hydra(nn.Module):
@@ -66,11 +66,11 @@ class Hydra(nn.Module):
         self.dilations = [2**e for e in range(1 + int(longest_dilation_exponent(length)))]
         shape = (len(self.dilations), 2, n_groups // 2)
         n = len(self.dilations) * n_groups
-        weights = torch.randn(n, _IN_GROUP, TAPS, generator=generator)
+        weights = torch.randn(n, IN_GROUP, TAPS, generator=generator)
         weights -= weights.mean(2, keepdim=True)
         weights /= weights.abs().sum(2, keepdim=True)
         channels, n_summed = random_channels(n, n_channels, generator=generator)
-        self.register_buffer("weights", weights.reshape(*shape, _IN_GROUP, TAPS))
+        self.register_buffer("weights", weights.reshape(*shape, IN_GROUP, TAPS))
         self.register_buffer("channels", channels.reshape(*shape, -1))
         self.register_buffer("n_summed", n_summed.reshape(shape))
         self.weights: Tensor
@@ -84,7 +84,7 @@ class Hydra(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
         """Return the features of each series, none of them negative."""
-        n_outputs = self.weights.shape[2] * _IN_GROUP
+        n_outputs = self.weights.shape[2] * IN_GROUP
         found = [self._features(part, real) for part, real in pieces(x, mask, n_outputs=n_outputs)]
         return torch.cat(found) if found else x.new_zeros(0, self.n_features)
 
@@ -113,7 +113,7 @@ def _counted(out: Float[Tensor, "b g 8 l"], mask: Bool[Tensor, "b l"]) -> Float[
     most, least = out.max(2), out.min(2)
     real = mask[:, None]
     found = []
-    for kernel in range(_IN_GROUP):
+    for kernel in range(IN_GROUP):
         response = (most.values.clamp(min=0) * ((most.indices == kernel) & real)).sum(2)
         count = ((least.indices == kernel) & real).sum(2)
         found.append(torch.stack([response, count.to(response.dtype)], 2))

@@ -53,7 +53,7 @@ def ridge(
     Args:
         x: Features, finite.
         target: For a classification the prototype of each sample's class.
-        weights: How much the error of each sample counts, above 0; 1 when missing.
+        weights: How much the error of each sample counts, above 0 and finite; 1 when missing.
         penalties: To choose from, all positive.
 
     Returns:
@@ -77,8 +77,8 @@ def ridge(
         raise ValueError(f"got {len(x)} samples; at least two are needed to leave one out")
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"got the penalties {list(penalties)}; give one or more above 0")
-    if weights is not None and not bool((weights > 0).all()):
-        raise ValueError("got a weight that is not above 0; leave such samples out")
+    if weights is not None and not bool(((weights > 0) & weights.isfinite()).all()):
+        raise ValueError("got a weight that is not above 0 and finite; leave such samples out")
     wide, goal = x.double(), target.double()
     root = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double().sqrt()
     share = (root.square() / root.square().sum())[:, None]

@@ -6,6 +6,7 @@ Letters: n samples, f features.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,6 +89,9 @@ def sphere_ridge(
         return float(missing.square().sum() + penalty * weight.square().sum())
 
     least = lost(weight, bias)
+    flat = torch.zeros_like(weight), height.mean()[None]
+    if lost(*flat) < least:  # near the poles heights are too far apart for a line
+        (weight, bias), least = flat, lost(*flat)
     for _ in range(_MOST_STEPS):
         height = (wide @ weight + bias)[:, 0]
         slope = ((1 + height.square()) ** -1.5).clamp(min=_LEAST_SLOPE)
@@ -110,5 +114,10 @@ def sphere_ridge(
 
 
 def cosine_of_height(z: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Return the cosine of (z, 1) with (1, 0)."""
-    return z / (1 + z.square()).sqrt()
+    """Return the cosine of (z, 1) with (1, 0).
+
+    Example:
+        >>> cosine_of_height(torch.tensor([0.0, 0.75, 1e30])).tolist()
+        [0.0, 0.6000000238418579, 1.0]
+    """
+    return z / torch.hypot(z, torch.ones_like(z))

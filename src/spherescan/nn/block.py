@@ -125,7 +125,8 @@ def reversed_resets(reset: Bool[Tensor, "b l"], index: Int[Tensor, "b l"]) -> Bo
 class _Reordered(torch.autograd.Function):
     """Rows in another order, by an index that is its own inverse; so its gradient is itself.
 
-    That of `gather` adds up element by element, which takes ten times as long.
+    That of `gather` adds up element by element, which takes longer. Transforms of functions
+    (`torch.func`, forward mode) are not for it.
     """
 
     @staticmethod

@@ -423,6 +423,7 @@ class RunStore:
                 self._run.link(_name(step), temporary, source=self._checkpoints)
                 self._run.rename(temporary, BEST)
                 self._run.sync()
+                self._copied_best = None
             except OSError as error:
                 self._run.remove(temporary, missing_ok=True)
                 if error.errno not in _NO_LINKS:
