@@ -26,6 +26,7 @@ from typing import Any
 
 import mnist1d
 import torch
+from scipy.stats import t
 from torch.profiler import ProfilerActivity, profile
 
 from spherescan.config import RunConfig, load_config
@@ -277,9 +278,9 @@ def table(records: Iterable[dict[str, Any]]) -> None:
         print(f"\n{name}, {depth} blocks\n")
         print(
             "| mode | n | ms a step | steps | peak MB | of backprop | last head | mean of heads "
-            "| last - backprop, paired |"
+            "| last - backprop, paired | one-sided 95 % |"
         )
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|---|---|")
         for mode in MODES:
             runs = by_case.get((name, depth, mode), {})
             if not runs:
@@ -292,7 +293,8 @@ def table(records: Iterable[dict[str, Any]]) -> None:
             print(
                 f"| {mode} | {len(runs)} | {1e3 * some['step_seconds']:.0f} | {some['steps']:.0f} "
                 f"| {some['megabytes']:.1f} | {share:.0%} | {last} | {mean} "
-                f"| {spread(both) if mode != 'backprop' else ''} |"
+                f"| {spread(both) if mode != 'backprop' else ''} "
+                f"| {bound(both) if mode != 'backprop' else ''} |"
             )
         for mode in MODES:
             found = [
@@ -317,6 +319,14 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} +- {deviation:.2f}"
 
 
+def bound(values: list[float]) -> str:
+    """Write what the mean is above with 95 % confidence, by Student's distribution."""
+    if len(values) < 2:
+        return ""
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"> {statistics.mean(values) - error * t.ppf(0.95, len(values) - 1):.2f}"
+
+
 def main() -> None:
     """Run what is missing in --out, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -325,7 +335,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", default=list(MODES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds of each run")
-    parser.add_argument("--out", type=Path, default=Path("local_learning.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "local_learning.jsonl")
     parser.add_argument("--table", action="store_true", help="print what is there and stop")
     parser.add_argument("--choose", action="store_true", help="compare learning rates and stop")
     options = parser.parse_args()
