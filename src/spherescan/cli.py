@@ -38,7 +38,7 @@ from spherescan.paths import user_path
 
 if TYPE_CHECKING:
     from spherescan.data import Task
-    from spherescan.inference import Prediction, Predictor
+    from spherescan.inference import Prediction, Predictor, Which
     from spherescan.train import Reporter, Trainer
 
 
@@ -249,6 +249,19 @@ def _add_uses(add: _Add) -> None:
     predict.add_argument("data", help="data; labels are not looked at")
     _add_checkpoint(predict)
     predict.add_argument("--json", action="store_true", help="print one JSON object per sequence")
+
+    report = add(
+        "report",
+        _report,
+        "Write one HTML page about a run: curves, confusions, the sphere, how sure it is.",
+    )
+    report.add_argument("run", type=Path, help="folder of the run")
+    report.add_argument("data", nargs="?", help="data with labels; the validation set when missing")
+    _add_checkpoint(report)
+    report.add_argument("--unknown", metavar="DATA", help="series of no class of the run")
+    report.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="the page (default: report.html in the run)"
+    )
 
     stream = add(
         "stream",
@@ -586,15 +599,20 @@ def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
     return Lines(_say, total=total, every=trainer.config.run.log_every)
 
 
+def _which(options: argparse.Namespace) -> "Which":
+    which: str = options.checkpoint
+    match which:
+        case "best" | "newest":
+            return which
+        case _ if which.isdecimal():
+            return int(which)
+    raise ConfigError(f"--checkpoint is {which!r}; give best, newest or a step")
+
+
 def _load(options: argparse.Namespace) -> "Predictor":
     from spherescan.inference import Predictor
 
-    which = options.checkpoint
-    if which not in {"best", "newest"}:
-        if not which.isdecimal():
-            raise ConfigError(f"--checkpoint is {which!r}; give best, newest or a step")
-        which = int(which)
-    return Predictor.load(options.run, which=which)
+    return Predictor.load(options.run, which=_which(options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -661,6 +679,17 @@ def _predict(options: argparse.Namespace) -> int:
             print(json.dumps({"sequence": row, **case, "prediction": value}))
         else:
             print(*case.values(), value, sep="\t")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    which = _which(options)
+    from spherescan.report import page_of_run, page_path, write_page
+
+    path = page_path(options.run / "report.html" if options.out is None else options.out)
+    page = page_of_run(options.run, data=options.data, unknown=options.unknown, which=which)
+    write_page(page, path)
+    print(path)
     return 0
 
 

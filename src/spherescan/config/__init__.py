@@ -10,6 +10,7 @@ from spherescan.config.reading import (
     nearest,
     parse_config,
     settings,
+    to_flags,
     to_toml,
 )
 from spherescan.config.sections import CHANGEABLE, DataConfig, RunConfig
@@ -24,5 +25,6 @@ __all__ = [
     "parse_config",
     "rust_trainer",
     "settings",
+    "to_flags",
     "to_toml",
 ]

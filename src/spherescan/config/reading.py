@@ -123,6 +123,34 @@ def to_toml(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
+def to_flags(config: RunConfig) -> list[str]:
+    """Write what differs from the defaults as flags of the command line, in order.
+
+    Example:
+        >>> to_flags(parse_config({"run": {"steps": 10}, "data": {"train": "a b.csv"}}))
+        ['--data.train=a b.csv', '--run.steps=10']
+    """
+    flags = []
+    for key, field in settings():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value != field.get_default():
+            flags.append(f"--{key.replace('_', '-')}={_flag_value(value)}")
+    return flags
+
+
+def _flag_value(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case str():
+            return value
+        case tuple():
+            return ",".join(value)
+        case _:
+            return json.dumps(value)
+
+
 def _toml_value(value: Any) -> str:
     """Write as JSON, which TOML reads too but for surrogate pairs and a bare delete character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,7 +1,7 @@
 """Use a trained run."""
 
 from spherescan.inference.lines import answer_lines
-from spherescan.inference.predictor import Predictor
+from spherescan.inference.predictor import Predictor, Which
 from spherescan.inference.stream import Prediction, Stream
 
-__all__ = ["Prediction", "Predictor", "Stream", "answer_lines"]
+__all__ = ["Prediction", "Predictor", "Stream", "Which", "answer_lines"]

@@ -281,8 +281,13 @@ def expect_metrics(path: Path, position: LogPosition) -> None:
         raise RunDirectoryError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def read_metrics(path: Path) -> list[dict[str, object]]:
+def read_metrics(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
     """Read every record of a log, and refuse a log with anything wrong in it.
+
+    Args:
+        path: The file.
+        growing: Whether a last line without its end is left out: of a log that is being written,
+            or was when the machine stopped.
 
     Returns:
         The records in order, each with its `run_id` and strictly increasing `seq`.
@@ -293,17 +298,19 @@ def read_metrics(path: Path) -> list[dict[str, object]]:
     """
     try:
         with os.fdopen(_open_regular(path, os.O_RDONLY), "rb") as file:
-            return _read_records(path, file)
+            return _read_records(path, file, growing=growing)
     except RunDirectoryError:
         raise
     except OSError as error:
         raise RunDirectoryError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _read_records(path: Path, file: BinaryIO) -> list[dict[str, object]]:
-    records: list[dict[str, object]] = []
+def _read_records(path: Path, file: BinaryIO, *, growing: bool) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
     previous = -1
     for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+        if growing and not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
+            break
         try:
             record = _parse(line, after=previous)
         except ValueError as error:

@@ -1,0 +1,292 @@
+"""How a run went: losses, scores, and where gradients met."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from spherescan.report.page import Section, Table
+from spherescan.report.palette import colour, dash
+
+Record = Mapping[str, Any]
+
+# Points of a curve: more than a screen is wide are not seen.
+_MOST_POINTS = 400
+# Of a table over a run: the beginning, the middle, the end.
+_PARTS = ((0.0, 0.15), (0.15, 0.5), (0.5, 1.0))
+# Events that a curve may jump at.
+_TURNS = ("resume", "grow", "rollback", "rewind", "change")
+
+
+def learning_curves(
+    records: Sequence[Record], events: Iterable[Record], *, score: str
+) -> list[Section]:
+    """Draw the losses of training, backpropagation's and the blocks' own, and validation.
+
+    Args:
+        records: Of the metrics, in order.
+        events: Of the run, in order.
+        score: Name of the score of a validation, as in the records.
+    """
+    train = [record for record in records if record["kind"] == "train"]
+    validation = [record for record in records if record["kind"] == "val"]
+    if not train:
+        return [Section("learning", "Learning curves", "This run has taken no step yet.")]
+    width = max(1, math.ceil(len(train) / _MOST_POINTS))
+    traces = [_line("training", *_means(train, _number("loss"), width), index=0)]
+    for index, (name, local) in enumerate(_local_losses(train), 1):
+        traces.append(_line(name, *_means(train, local, width), index=index))
+    if validation:
+        steps = [record["step"] for record in validation]
+        losses = [_finite(record["loss"]) for record in validation]
+        traces.append(_points("validation", steps, losses))
+    sections = [
+        Section(
+            "learning",
+            "Learning curves",
+            _about_curves(train, width, n_lines=len(traces)),
+            data=tuple(traces),
+            layout=_steps_layout("loss", log=_all_positive(traces), events=events),
+            table=_losses(train),
+        )
+    ]
+    if validation:
+        sections.append(_scores(validation, score, events))
+    return sections
+
+
+def conflicts(records: Sequence[Record]) -> Section:
+    """Draw the cosine between local and backpropagated gradients of every block over time."""
+    key, title = "conflict", "Gradient conflict per block"
+    train = [record for record in records if record["kind"] == "train"]
+    names = _group_names(train)
+    lines = [
+        (index, name, each)
+        for index, name in enumerate(names)
+        if any((each := _of_group(index, "cosine"))(record) is not None for record in train)
+    ]
+    if not lines:
+        return Section(
+            key,
+            title,
+            "No two gradients met in this run: they do where blocks have losses of their own and "
+            "local.mode is surgery.",
+        )
+    width = max(1, math.ceil(len(train) / _MOST_POINTS))
+    traces = [
+        _line(name, *_means(train, cosine, width), index=place)
+        for place, (_, name, cosine) in enumerate(lines)
+    ]
+    text = _per_point(
+        width,
+        "Cosine of a block's own gradient with the one that backpropagation sends it. Below 0 a "
+        "step along one undoes part of the other, which is what surgery mends.",
+    )
+    layout = _steps_layout("cosine", log=False, events=())
+    layout["yaxis"]["range"] = [-1.05, 1.05]
+    rows = tuple(_conflict_row(name, cosine, train) for _, name, cosine in lines)
+    heads = [f"{low:.0%}-{high:.0%} of the run" for low, high in _PARTS]
+    table = Table(("block", *(f"cosine / conflicts, {head}" for head in heads)), rows)
+    return Section(key, title, text, data=tuple(traces), layout=layout, table=table, fold=False)
+
+
+def _conflict_row(name: str, cosine: "_Reader", train: Sequence[Record]) -> tuple[str, ...]:
+    cells = [name]
+    for low, high in _PARTS:
+        part = train[round(low * len(train)) : round(high * len(train))]
+        found = [value for record in part if (value := cosine(record)) is not None]
+        share = sum(value < 0 for value in found) / max(1, len(found))
+        cells.append(f"{statistics.mean(found):+.3f} / {share:.0%}" if found else "-")
+    return tuple(cells)
+
+
+def _scores(validation: Sequence[Record], score: str, events: Iterable[Record]) -> Section:
+    steps = [record["step"] for record in validation]
+    values = [_finite(record[score]) for record in validation]
+    best = [record for record in validation if record.get("best")]
+    traces = [_points(score, steps, values, mode="lines+markers")]
+    if best:
+        last = best[-1]
+        traces.append(
+            _points("best, kept", [last["step"]], [_finite(last[score])], index=1, size=13)
+        )
+    layout = _steps_layout(score, log=False, events=events)
+    if score == "accuracy":
+        lowest = min((value for value in values if value is not None), default=0.0)
+        layout["yaxis"]["range"] = [max(-0.02, lowest - 0.05), 1.02]
+    n = validation[-1].get("n")
+    about = f"On {n} held-out items" if n is not None else "On held-out data"
+    return Section(
+        "validation",
+        "Validation",
+        f"{about}; the run keeps the checkpoint of the best validation.",
+        data=tuple(traces),
+        layout=layout,
+        table=Table(
+            ("step", "loss", score),
+            tuple(
+                (str(record["step"]), _shown(record["loss"]), _shown(record[score]))
+                for record in validation[:: max(1, math.ceil(len(validation) / 50))]
+            ),
+        ),
+    )
+
+
+def _about_curves(train: Sequence[Record], width: int, *, n_lines: int) -> str:
+    text = f"Loss of training over {_count(len(train), 'recorded step')}"
+    if n_lines > 2:
+        text += ", of backpropagation (training) and of the blocks by themselves"
+    return _per_point(width, f"{text}.")
+
+
+def _per_point(width: int, text: str) -> str:
+    return text if width == 1 else f"{text} Each point is the mean over {width} steps."
+
+
+def _losses(train: Sequence[Record]) -> Table:
+    names = [("training", _number("loss")), *_local_losses(train)]
+    heads = ("loss", *(f"{low:.0%}-{high:.0%} of the run" for low, high in _PARTS))
+    rows = []
+    for name, read in names:
+        cells = [name]
+        for low, high in _PARTS:
+            part = train[round(low * len(train)) : round(high * len(train))]
+            found = [value for record in part if (value := read(record)) is not None]
+            cells.append(_shown(statistics.mean(found)) if found else "-")
+        rows.append(tuple(cells))
+    return Table(heads, tuple(rows))
+
+
+class _Reader:
+    """Reads one number of a record; none where it has none, or one that is not finite."""
+
+    def __init__(self, name: str, group: int | None = None) -> None:
+        self.name, self.group = name, group
+
+    def __call__(self, record: Record) -> float | None:
+        if self.group is None:
+            return _finite(record.get(self.name))
+        groups = record.get("groups") or []
+        return _finite(groups[self.group].get(self.name)) if self.group < len(groups) else None
+
+
+def _number(name: str) -> _Reader:
+    return _Reader(name)
+
+
+def _of_group(index: int, name: str) -> _Reader:
+    return _Reader(name, index)
+
+
+def _local_losses(train: Sequence[Record]) -> list[tuple[str, _Reader]]:
+    found = []
+    for index, name in enumerate(_group_names(train)):
+        read = _of_group(index, "ff_loss")
+        if any(read(record) is not None for record in train):
+            found.append((f"{name}, its own", read))
+    return found
+
+
+def _group_names(train: Sequence[Record]) -> list[str]:
+    """Name the groups of blocks of the last step; a model that grows has most then."""
+    if not train:
+        return []
+    names = []
+    for group in train[-1].get("groups") or []:
+        blocks = group["blocks"]
+        if len(blocks) == 1:
+            names.append(f"block {blocks[0]}")
+        else:
+            names.append(f"blocks {', '.join(map(str, blocks))}")
+    return names
+
+
+def _means(
+    train: Sequence[Record], read: _Reader, width: int
+) -> tuple[list[int], list[float | None]]:
+    """Return the last step and the mean of each `width` records."""
+    steps, means = [], []
+    for start in range(0, len(train), width):
+        part = train[start : start + width]
+        values = [value for record in part if (value := read(record)) is not None]
+        steps.append(int(part[-1]["step"]))
+        means.append(statistics.mean(values) if values else None)
+    return steps, means
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None  # missing, or a number that is none, which records spell
+    return float(value) if math.isfinite(value) else None
+
+
+def _shown(value: object) -> str:
+    number = _finite(value)
+    return str(value) if number is None else f"{number:.4g}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _line(name: str, x: list[int], y: list[float | None], *, index: int) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines" if len(x) > 1 else "markers",
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": {"color": colour(index), "dash": dash(index), "width": 2},
+    }
+
+
+def _points(
+    name: str,
+    x: list[int],
+    y: list[float | None],
+    *,
+    index: int = 0,
+    mode: str = "markers",
+    size: int = 8,
+) -> dict[str, Any]:
+    ink = name == "validation"
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": {"color": colour(index)},
+        "marker": {"color": colour(index), "size": size, "symbol": "diamond" if ink else "circle"},
+        "meta": {"ink": ink},
+    }
+
+
+def _all_positive(traces: Iterable[Mapping[str, Any]]) -> bool:
+    return all(value > 0 for trace in traces for value in trace["y"] if value is not None)
+
+
+def _steps_layout(title: str, *, log: bool, events: Iterable[Record]) -> dict[str, Any]:
+    turns = [event for event in events if event["kind"] in _TURNS and "step" in event]
+    return {
+        "margin": {"l": 70, "r": 20, "t": 30, "b": 50},
+        "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": title}, "type": "log" if log else "linear"},
+        "legend": {"orientation": "h", "y": -0.2},
+        "hovermode": "x unified",
+        "showlegend": True,
+        "shapes": [
+            {
+                "type": "line",
+                "xref": "x",
+                "yref": "paper",
+                "x0": event["step"],
+                "x1": event["step"],
+                "y0": 0,
+                "y1": 1,
+                "line": {"color": "#8C8C8C", "dash": "dot", "width": 1},
+                "label": {"text": event["kind"], "textposition": "end"},
+            }
+            for event in turns
+        ],
+    }
