@@ -7,10 +7,11 @@ export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test test-all check bench sanitize torture docs clean
 
-demo: $(STAMP)  ## train and test the speaker classifier
+demo: $(STAMP)  ## train and test the speaker classifier, and write a page about it
 	rm -rf runs/demo
 	$(BIN)/spherescan train examples/japanese_vowels.toml --run.dir runs/demo
 	$(BIN)/spherescan evaluate runs/demo sample:JapaneseVowels_TEST.ts
+	$(BIN)/spherescan report runs/demo sample:JapaneseVowels_TEST.ts
 
 test: $(STAMP)  ## all tests but the slow ones, with the coverage floor
 	$(BIN)/pytest -n 2 -m "not slow" --cov --cov-report=term

@@ -14,7 +14,7 @@ from hypothesis import settings as tried
 from hypothesis import strategies as st
 
 from spherescan.cli import main
-from spherescan.config import RunConfig, load_config, parse_config, settings, to_toml
+from spherescan.config import RunConfig, load_config, parse_config, settings, to_flags, to_toml
 from spherescan.errors import ConfigError
 
 EXAMPLES = int(os.environ.get("SPHERESCAN_EXAMPLES", "1000"))
@@ -136,6 +136,13 @@ def expect_whole_or_named(config: RunConfig | None, message: str, given_names) -
         return
     for again in (tomllib.loads(to_toml(config)), json.loads(config.model_dump_json())):
         assert parse_config(again) == config
+    values = flat(config)
+    optional = [name for name, field in settings() if type(None) in get_args(field.annotation)]
+    # A flag cannot say a text "none" where there may be nothing.
+    if all(values[name] != "none" for name in optional):
+        flags = dict(text.removeprefix("--").split("=", 1) for text in to_flags(config))
+        said = {name.replace("-", "_"): value for name, value in flags.items()}
+        assert load_config(None, said) == config
 
 
 VALUES = st.one_of(

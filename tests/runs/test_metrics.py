@@ -393,10 +393,21 @@ class TestReading:
         assert f"{path}, line 3: " in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_of_a_log_that_grows_the_unfinished_line_is_left_out(self, path):
+        write(path, range(2))
+        with path.open("a") as file:
+            file.write('{"run_id":"r1","seq":5')
+        whole = read_metrics(path, growing=True)
+        assert [line["seq"] for line in whole] == [0, 1]
+        with path.open("a") as file:
+            file.write(',"a":NaN}\n')
+        with pytest.raises(RunDirectoryError, match="line 3: "):
+            read_metrics(path, growing=True)
+
     def test_a_disk_that_fails_is_said(self, path, monkeypatch):
         write(path, range(2))
 
-        def refuse(*args):
+        def refuse(*args, **settings):
             raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(metrics, "_read_records", refuse)

@@ -19,6 +19,7 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
+from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -33,6 +34,7 @@ from spherescan.calibration import (
     set_threshold,
 )
 from spherescan.errors import CheckpointError
+from spherescan.estimators.pages import Clock, page_of_classifier, short_form
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
     checked_labels,
@@ -44,6 +46,7 @@ from spherescan.estimators.sequences import (
 from spherescan.features import FixedFeatures, added_cosine, class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
+from spherescan.report import ClassAnswers, page_path, write_page
 from spherescan.runs import read_checkpoint, write_checkpoint
 
 _TENSORS = (
@@ -345,6 +348,98 @@ class SequenceClassifier(
         threshold = set_threshold(scores, fitted.target, coverage=coverage)
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
         return prediction_sets(found, threshold, never_empty=never_empty).numpy()
+
+    def report(
+        self, path: str | Path, X: Any = None, y: Any = None, *, unknown: Any = None
+    ) -> Path:
+        """Write one HTML page: confusions, the sphere, how sure it is, known or unknown.
+
+        Args:
+            path: The file; a page that has the name is replaced.
+            X: Series to be asked about. When missing, it is each training series, left out.
+            y: Their labels.
+            unknown: Series of no class.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: Series or labels that `score` refuses, or labels that are no class.
+            ConfigError: No such folder, another file has the name, or the extra `report` is not
+                installed.
+            StorageError: The disk refused.
+        """
+        check_is_fitted(self)
+        place = page_path(path)
+        fitted = self._fitted
+        left_out = self._answers(
+            f"{len(fitted.target)} training series, each left out", fitted.left_out, fitted.target
+        )
+        clock = Clock()
+        answers = left_out
+        if X is not None or y is not None:
+            rows = described(self, fitted.features, X)
+            clock.look("features")
+            cosines = fitted.cosines(rows)
+            clock.look("cosines")
+            target = self._indices(checked_labels(rows, y))
+            answers = self._answers(f"{len(rows)} series", cosines, target)
+        page = page_of_classifier(
+            self,
+            answers,
+            unknown=None if unknown is None else self._cosines(unknown),
+            left_out=left_out,
+            seconds=clock.seconds,
+        )
+        write_page(page, place)
+        return place
+
+    def _answers(
+        self, source: str, cosines: Float[Tensor, "n c"], target: Int[Tensor, " n"]
+    ) -> ClassAnswers:
+        fitted = self._fitted
+        k = len(fitted.prototypes)
+        # Cosines with as many independent directions as there are dimensions say where it lies.
+        places = torch.linalg.solve(fitted.prototypes, cosines[:, :k].T).T
+        return ClassAnswers(
+            source,
+            tuple(map(str, self.classes_.tolist())),
+            cosines,
+            target,
+            functional.normalize(places, dim=1),
+            fitted.prototypes,
+            scale=fitted.scale,
+        )
+
+    def _indices(self, labels: NDArray[Any]) -> Int[Tensor, " n"]:
+        """Return which class each label is.
+
+        Raises:
+            ValueError: One is no class.
+        """
+        place = {label: index for index, label in enumerate(self.classes_.tolist())}
+        strange = [label for label in labels.tolist() if label not in place]
+        if strange:
+            raise ValueError(
+                f"y has the label {strange[0]!r}, which is none of the classes; give series of no "
+                "class as unknown"
+            )
+        return torch.tensor([place[label] for label in labels.tolist()])
+
+    def _html_repr(self) -> str:
+        """Return what a notebook shows: scikit-learn's diagram, and what fitting found."""
+        shown: str = estimator_html_repr(self)
+        if not self.__sklearn_is_fitted__():
+            return shown
+        fitted = self._fitted
+        right = fitted.left_out.argmax(1) == fitted.target
+        facts = {
+            "training series": str(len(right)),
+            "classes": ", ".join(map(str, self.classes_.tolist())),
+            "accuracy on training series, each left out": f"{right.double().mean():.3f}",
+            "more": f"{type(self).__name__}.report(path) writes a page",
+        }
+        return shown + short_form(facts)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has come to its end."""

@@ -19,12 +19,14 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
+from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
 
 from spherescan.calibration import fit_half_width, intervals
 from spherescan.errors import CheckpointError
+from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor, short_form
 from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
     checked_values,
@@ -36,6 +38,7 @@ from spherescan.estimators.sequences import (
 from spherescan.features import FixedFeatures, cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
 from spherescan.paths import user_path
+from spherescan.report import NumberAnswers, page_path, write_page
 from spherescan.runs import read_checkpoint, write_checkpoint
 
 _TENSORS = ("weight", "bias", "left_out", "target")
@@ -126,7 +129,7 @@ class SequenceRegressor(
         """
         self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
         batch = padded(self, X, reset=True)
-        target = checked_values(batch, y)
+        target = checked_values(batch.x, y)
         if len(target) < 2:
             raise ValueError("got 1 sample; a regressor needs at least two")
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
@@ -170,6 +173,63 @@ class SequenceRegressor(
         """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
         z = self._heights(X)[:, None]
         return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1).numpy()
+
+    def report(self, path: str | Path, X: Any = None, y: Any = None) -> Path:
+        """Write one HTML page: predicted and true values, intervals, the sphere.
+
+        Args:
+            path: The file; a page that has the name is replaced.
+            X: Series to be asked about. When missing, it is each training series, left out.
+            y: Their values.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: Series or values that `score` refuses.
+            ConfigError: No such folder, another file has the name, or the extra `report` is not
+                installed.
+            StorageError: The disk refused.
+        """
+        check_is_fitted(self)
+        place = page_path(path)
+        fitted = self._fitted
+        clock = Clock()
+        source = f"{len(fitted.target)} training series, each left out"
+        predicted, target = fitted.left_out, fitted.target
+        if X is not None or y is not None:
+            rows = described(self, fitted.features, X)
+            clock.look("features")
+            predicted = self._values_of(rows @ fitted.weight + fitted.bias)
+            clock.look("values")
+            target, source = checked_values(rows, y), f"{len(rows)} series"
+        cosines = to_cosine(predicted, lower=fitted.lower, upper=fitted.upper)
+        answers = NumberAnswers(
+            source,
+            predicted,
+            target,
+            torch.stack([cosines, (1 - cosines.square()).clamp(min=0).sqrt()], 1),
+            torch.tensor([1.0, 0.0], dtype=torch.float64),
+            half_width=half_width_of(fitted.left_out, fitted.target),
+        )
+        page = page_of_regressor(self, answers, n_trained=len(fitted.target), seconds=clock.seconds)
+        write_page(page, place)
+        return place
+
+    def _html_repr(self) -> str:
+        """Return what a notebook shows: scikit-learn's diagram, and what fitting found."""
+        shown: str = estimator_html_repr(self)
+        if not self.__sklearn_is_fitted__():
+            return shown
+        fitted = self._fitted
+        error = (fitted.left_out - fitted.target).square().mean().sqrt()
+        facts = {
+            "training series": str(len(fitted.target)),
+            "error on training series, each left out (rmse)": f"{error:.4g}",
+            "predictions lie in": f"{fitted.lower:.4g}..{fitted.upper:.4g}",
+            "more": f"{type(self).__name__}.report(path) writes a page",
+        }
+        return shown + short_form(facts)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has come to its end."""
@@ -234,7 +294,10 @@ class SequenceRegressor(
         return described(self, fitted.features, X) @ fitted.weight + fitted.bias
 
     def _values(self, X: Any) -> Float[Tensor, " n"]:
-        cosines = cosine_of_height(self._heights(X))
+        return self._values_of(self._heights(X))
+
+    def _values_of(self, heights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        cosines = cosine_of_height(heights)
         lower, upper = self._fitted.lower, self._fitted.upper
         return from_cosine(cosines, lower=lower, upper=upper).clamp(lower, upper)
 

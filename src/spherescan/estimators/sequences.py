@@ -95,7 +95,7 @@ def checked_labels(series: Tensor, y: Any) -> NDArray[Any]:
     return labels
 
 
-def checked_values(batch: Padded, y: Any) -> Float[Tensor, " n"]:
+def checked_values(series: Tensor, y: Any) -> Float[Tensor, " n"]:
     """Check that y has a finite number for each series, and return them in float64.
 
     Raises:
@@ -106,7 +106,7 @@ def checked_values(batch: Padded, y: Any) -> Float[Tensor, " n"]:
     values = column_or_1d(
         check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), warn=True
     )
-    check_consistent_length(batch.x, values)
+    check_consistent_length(series, values)
     return torch.from_numpy(values.copy())
 
 

@@ -178,7 +178,7 @@ def open_set(
     text += (
         "No unknown sequences were given, so each known one stands in for one: as it would score "
         "if its own class had not been there. The model has seen that class all the same, so "
-        "truly unknown sequences may be harder; give some with --unknown."
+        "truly unknown sequences may be harder; give some as unknown."
         if stand_in
         else f"Unknown are {unknown_source}."
     )

@@ -8,6 +8,7 @@ from spherescan.report.page import Section, Table
 from spherescan.report.palette import colour
 
 _MOST_PARTS = 12
+_SMALLEST = 1e-3  # of the whole
 
 
 def slowest_parts(seconds: Mapping[str, float], *, whole: float, of: str) -> Section:
@@ -20,7 +21,8 @@ def slowest_parts(seconds: Mapping[str, float], *, whole: float, of: str) -> Sec
     """
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     shown = dict(ordered[:_MOST_PARTS])
-    shown["everything else"] = max(0.0, whole - sum(shown.values()))
+    if (rest := whole - sum(shown.values())) > _SMALLEST * whole:
+        shown["everything else"] = rest
     names, values = [*shown][::-1], [1e3 * value for value in shown.values()][::-1]
     data: tuple[dict[str, Any], ...] = (
         {

@@ -1,0 +1,141 @@
+"""The page of an estimator, and its short form in notebooks."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from sklearn import config_context
+from sklearn.exceptions import NotFittedError
+
+from spherescan.errors import ConfigError
+from spherescan.estimators import SequenceClassifier, SequenceRegressor
+
+
+def waves(n=60, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    t = np.linspace(0, 6, 40)
+    X = np.sin((y[:, None] + 1) * t) + 0.3 * rng.standard_normal((n, 40))
+    return X, np.array(["a<b", "b&c", "c"])[y]
+
+
+def figures(path):
+    found = re.search(
+        r'<script id="figures" type="application/json">(.*?)</script>', path.read_text()
+    )
+    return json.loads(found[1])
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return SequenceClassifier(n_features=84, random_state=0).fit(*waves())
+
+
+@pytest.fixture(scope="module")
+def regressor():
+    X, y = waves()
+    return SequenceRegressor(n_features=84, random_state=0).fit(
+        X, np.unique(y, return_inverse=True)[1]
+    )
+
+
+def test_without_series_it_is_about_those_of_training_left_out(classifier, tmp_path):
+    path = classifier.report(tmp_path / "page.html")
+    drawn = figures(path)
+    assert drawn.keys() == {"confusion", "sphere", "reliability", "open-set"}
+    left_out = classifier.left_out_cosines_.argmax(1)
+    target = np.unique(waves()[1], return_inverse=True)[1]
+    counts = np.array(drawn["confusion"]["data"][0]["customdata"])
+    assert counts.trace() == (left_out == target).sum()
+    assert counts.sum() == 60
+    assert "each left out" in path.read_text()
+
+
+def test_with_series_it_is_about_these(classifier, tmp_path):
+    X, y = waves(30, seed=1)
+    unknown = 9 * np.random.default_rng(2).standard_normal((7, 40))
+    path = classifier.report(tmp_path / "page.html", X, y, unknown=unknown)
+    drawn = figures(path)
+    assert np.array(drawn["confusion"]["data"][0]["customdata"]).sum() == 30
+    text = path.read_text()
+    assert f"<dd>{classifier.score(X, y):.3f}</dd>" in text
+    assert "7 series given as unknown" in text
+    points = [trace for trace in drawn["sphere"]["data"] if trace.get("name") == "a&lt;b"]
+    assert len(points[0]["x"]) == 10
+    # As wide as asked for: the sets of the page are those of predict_set.
+    held = classifier.predict_set(X, coverage=0.9)[
+        np.arange(30), np.unique(y, return_inverse=True)[1]
+    ]
+    assert f"<td>{held.mean():.1%}</td>" in text
+
+
+def test_points_of_the_sphere_are_those_of_transform(classifier):
+    X, y = waves(30, seed=1)
+    cosines = classifier._cosines(X)
+    answers = classifier._answers("", cosines, classifier._indices(y))
+    assert np.allclose(answers.embeddings, classifier.transform(X), atol=1e-9)
+
+
+def test_classes_that_were_added_are_on_the_page(tmp_path):
+    X, y = waves()
+    base = SequenceClassifier(n_features=84, random_state=0).fit(X[y != "c"], y[y != "c"])
+    base.add_classes(X[y == "c"][:5], y[y == "c"][:5])
+    path = base.report(tmp_path / "page.html", X, y)
+    assert np.array(figures(path)["confusion"]["data"][0]["customdata"]).shape == (3, 3)
+
+
+def test_bad_input_is_refused_and_nothing_is_written(classifier, regressor, tmp_path):
+    X, y = waves(6)
+    path = tmp_path / "page.html"
+    with pytest.raises(ValueError, match="label 'z', which is none of the classes"):
+        classifier.report(path, X, np.array([*y[:-1], "z"]))
+    with pytest.raises(ValueError, match="y is None"):
+        classifier.report(path, X)
+    with pytest.raises(ConfigError, match="folder does not exist"):
+        classifier.report(tmp_path / "nowhere" / "page.html")
+    with pytest.raises(ValueError, match="y is None"):
+        regressor.report(path, X)
+    with pytest.raises(NotFittedError):
+        SequenceClassifier().report(path)
+    with pytest.raises(NotFittedError):
+        SequenceRegressor().report(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_of_a_regressor_has_its_intervals(regressor, tmp_path):
+    X, y = waves(30, seed=1)
+    values = np.unique(y, return_inverse=True)[1].astype(float)
+    path = regressor.report(tmp_path / "page.html", X, values)
+    drawn = figures(path)
+    assert drawn["numbers"]["data"][1]["y"] == pytest.approx(regressor.predict(X).tolist())
+    lower, upper = regressor.predict_interval(X, coverage=0.9).T
+    inside = ((lower <= values) & (values <= upper)).mean()
+    assert f"hold {inside:.1%} of these values" in path.read_text()
+    left_out = figures(regressor.report(tmp_path / "page.html"))
+    assert left_out["numbers"]["data"][1]["y"] == pytest.approx(
+        regressor.left_out_predictions_.tolist()
+    )
+
+
+def test_few_series_have_a_page_without_intervals_and_sets(tmp_path):
+    X, y = waves(6)
+    page = SequenceClassifier(n_features=84, random_state=0).fit(X, y).report(tmp_path / "a.html")
+    assert "6 training series are too few to promise a coverage" in page.read_text()
+    regressor = SequenceRegressor(n_features=84, random_state=0).fit(X, np.arange(6.0))
+    text = regressor.report(tmp_path / "b.html").read_text()
+    assert "Intervals at 90" not in text
+
+
+def test_a_notebook_shows_what_was_learned(classifier, regressor):
+    text = classifier._repr_mimebundle_()["text/html"]
+    # scikit-learn numbers its diagrams.
+    assert re.sub(r"id-\d+", "", classifier._repr_html_()) == re.sub(r"id-\d+", "", text)
+    right = classifier.left_out_cosines_.argmax(1) == np.unique(waves()[1], return_inverse=True)[1]
+    assert f"<td>{right.mean():.3f}</td>" in text
+    assert "a&lt;b, b&amp;c, c" in text
+    assert "each left out (rmse)" in regressor._repr_html_()
+    assert "each left out" not in SequenceClassifier()._repr_html_()
+    assert "each left out" not in SequenceRegressor()._repr_html_()
+    with config_context(display="text"):
+        assert not hasattr(classifier, "_repr_html_")
