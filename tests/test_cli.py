@@ -530,6 +530,7 @@ def test_the_flags_are_pinned(capsys):
         "--model.mixer", "--model.d-model", "--model.n-layers", "--model.d-state",
         "--model.d-conv", "--model.expand", "--model.dt-rank", "--model.gate",
         "--model.bidirectional", "--model.pooling", "--model.n-pool-heads", "--model.form",
+            "--model.selective", "--model.n-convolutions",
         "--prototypes.dim", "--prototypes.init", "--prototypes.learnable", "--prototypes.loss",
         "--prototypes.scale", "--prototypes.margin",
         "--optim.lr", "--optim.weight-decay", "--optim.beta1", "--optim.beta2",

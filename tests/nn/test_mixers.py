@@ -1,5 +1,6 @@
 """What every mixer promises; a new one is tested by its line in the registry."""
 
+import functools
 import math
 
 import pytest
@@ -9,9 +10,13 @@ from spherescan.nn import MIXERS, Mamba
 from tests.tolerances import assert_close
 
 
-@pytest.fixture(params=sorted(MIXERS))
+@pytest.fixture(
+    params=[(name, selective) for name in sorted(MIXERS) for selective in (True, False)]
+)
 def mixer(request, generator):
-    return MIXERS[request.param](6, d_state=3, d_conv=4, expand=2, generator=generator).double()
+    name, selective = request.param
+    make = functools.partial(MIXERS[name], 6, d_state=3, d_conv=4, expand=2, selective=selective)
+    return make(generator=generator).double()
 
 
 @pytest.fixture
@@ -86,7 +91,8 @@ def test_gradcheck(mixer, generator):
 
 
 def test_the_state_dict_makes_an_equal_mixer(mixer, x):
-    other = type(mixer)(6, d_state=3, d_conv=4, expand=2).double()
+    made = {"d_state": 3, "d_conv": 4, "expand": 2, "selective": mixer.selective}
+    other = type(mixer)(6, **made).double()
     other.load_state_dict(mixer.state_dict())
     assert torch.equal(other(x)[0], mixer(x)[0])
 
@@ -140,6 +146,39 @@ def test_the_reduced_layer_has_neither_gate_nor_input_projection(x):
     assert mixer(x)[0].shape == x.shape
     # Without a gate but expanded there is a projection, of one branch.
     assert Mamba(6, gate=False).in_proj.weight.shape == (12, 6)
+
+
+def test_without_selection_an_impulse_has_the_same_answer_everywhere(generator):
+    mixer = Mamba(6, d_state=3, gate=False, expand=1, selective=False, generator=generator).double()
+    names = {name for name, _ in mixer.named_parameters()}
+    assert names == {
+        "A_log",
+        "D",
+        "B",
+        "C",
+        "dt_bias",
+        "conv1d.weight",
+        "conv1d.bias",
+        "out_proj.weight",
+    }
+    impulses = torch.zeros(2, 20, 6, dtype=torch.float64)
+    impulses[0, 3], impulses[1, 7] = 1.0, 1.0
+    with torch.no_grad():
+        mixer.conv1d.bias.zero_()  # silu(0) = 0: silence before
+        y, _ = mixer(impulses)
+    assert_close(y[0, :16], y[1, 4:])
+    assert y[0, 3].abs().max() > 0
+    # The scan itself is linear, by the plain recurrence.
+    u = torch.nn.functional.silu(
+        torch.nn.functional.conv1d(impulses.mT, mixer.conv1d.weight, padding=3, groups=6)[..., :20]
+    ).mT
+    delta = torch.nn.functional.softplus(mixer.dt_bias)
+    decay = torch.exp(-delta[:, None] * mixer.A_log.exp())
+    state, outputs = torch.zeros(2, 6, 3, dtype=torch.float64), []
+    for t in range(20):
+        state = decay * state + (delta * u[:, t])[:, :, None] * mixer.B
+        outputs.append(state @ mixer.C + mixer.D * u[:, t])
+    assert_close(y, torch.stack(outputs, 1) @ mixer.out_proj.weight.T)
 
 
 @pytest.mark.parametrize("name", ["d_model", "d_state", "d_conv", "expand", "dt_rank"])

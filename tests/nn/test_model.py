@@ -32,8 +32,13 @@ def token_model(generator, **options) -> SequenceModel:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pooling", [("last",), ("mean", "max"), ("attention",)])
-def test_a_ragged_batch_equals_its_sequences_alone(generator, bidirectional, pooling):
-    model = series_model(generator, bidirectional=bidirectional, pooling=pooling).double()
+@pytest.mark.parametrize("n_convolutions", [0, 2])
+def test_a_ragged_batch_equals_its_sequences_alone(
+    generator, bidirectional, pooling, n_convolutions
+):
+    model = series_model(
+        generator, bidirectional=bidirectional, pooling=pooling, n_convolutions=n_convolutions
+    ).double()
     lengths = [1, 4, 9]
     x = torch.randn(3, 9, 2, generator=generator, dtype=torch.float64)
     mask = torch.arange(9) < torch.tensor(lengths)[:, None]
@@ -51,8 +56,14 @@ def test_a_packed_row_of_tokens_equals_its_documents_alone(generator):
     assert_close(model(tokens, reset=reset), torch.cat(apart, 1))
 
 
-def test_every_parameter_gets_a_gradient(generator):
-    model = series_model(generator, bidirectional=True, pooling=("attention", "mean"))
+@pytest.mark.parametrize("n_convolutions", [0, 1, 2])
+def test_every_parameter_gets_a_gradient(generator, n_convolutions):
+    model = series_model(
+        generator,
+        bidirectional=True,
+        pooling=("attention", "mean"),
+        n_convolutions=n_convolutions,
+    )
     cosines = model(torch.randn(4, 6, 2, generator=generator))
     cosines[:, 0].sum().backward()
     for name, parameter in model.named_parameters():

@@ -55,6 +55,9 @@ def models(draw) -> dict[str, object]:
         "averaged": averaged,
         "form": "rust_trainer" if crate else "standard",
         "dropout": draw(st.sampled_from([0.0, 0.5])),
+        "n_convolutions": draw(st.integers(0, 2)) if series and d_model % 4 == 0 else 0,
+        # The layout of that program draws the weights of its own layers.
+        "selective": crate or draw(st.booleans()),
     }
     assert set(values) == {field.name for field in fields(ModelDescription)}
     return values

@@ -70,7 +70,11 @@ def _effects_of_task(config: RunConfig) -> list[_Only]:
     series = data.source == "series"
     classes = data.task == "classification"
     return [
-        _Only(series, 'with data.source = "series"', ("data.jitter", "model.pooling")),
+        _Only(
+            series,
+            'with data.source = "series"',
+            ("data.jitter", "model.pooling", "model.n_convolutions"),
+        ),
         _Only(
             not series,
             "with tokens",
@@ -90,6 +94,7 @@ def _effects_of_task(config: RunConfig) -> list[_Only]:
             'with "attention" in model.pooling',
             ("model.n_pool_heads",),
         ),
+        _Only(config.model.selective, "with model.selective", ("model.dt_rank",)),
         _Only(
             classes,
             'with data.task = "classification"',
@@ -236,9 +241,14 @@ def _check_form(config: RunConfig) -> None:
             'prototypes.init = "rust_trainer" and prototypes.loss = "rust_trainer" belong '
             "together: the one never normalises what the other would"
         )
+    if model.n_convolutions and model.d_model % 4:
+        raise ValueError(
+            f"model.d_model is {model.d_model}; with model.n_convolutions it must be a multiple of "
+            "4: three convolutions and a maximum share it"
+        )
     if model.form == "standard":
         return
-    wanted = {"expand": 1, "gate": False, "dt_rank": 1}
+    wanted = {"expand": 1, "gate": False, "dt_rank": 1, "selective": True}
     for name, value in wanted.items():
         if getattr(model, name) != value:
             raise ValueError(

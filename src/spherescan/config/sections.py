@@ -123,6 +123,10 @@ class ModelConfig(Section):
     """Rank of the step-size projection; d_model / 16, rounded up, when missing."""
     gate: bool = True
     """Whether the mixer output is gated by a second branch."""
+    selective: bool = True
+    """Whether the scan depends on its input; without, it is linear and the same everywhere."""
+    n_convolutions: Annotated[int, Field(ge=0, le=16)] = 0
+    """Layers of convolutions of several widths before the blocks; series only."""
     bidirectional: bool = False
     """Whether each block also reads from the end; series only."""
     pooling: tuple[PoolingName, ...] = ("mean",)

@@ -3,6 +3,7 @@
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.description import MIXERS, ModelDescription
 from spherescan.nn.embedding import SeriesEmbedding
+from spherescan.nn.front_end import MultiScaleConvolution
 from spherescan.nn.grow import freeze, insert_blocks
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba, MambaState
@@ -24,6 +25,7 @@ __all__ = [
     "MambaState",
     "MixerFactory",
     "ModelDescription",
+    "MultiScaleConvolution",
     "Placement",
     "Pooling",
     "PrototypeHead",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Generator
 
 from spherescan.allocator import memory_bytes
+from spherescan.nn.front_end import WIDTHS
 from spherescan.nn.mamba import Mamba
 from spherescan.nn.model import SequenceModel
 from spherescan.nn.prototypes import PrototypeHead
@@ -44,6 +45,8 @@ class ModelDescription:
     averaged: bool = False
     form: str = "standard"
     dropout: float = 0.0
+    n_convolutions: int = 0
+    selective: bool = True
 
     def build(self, *, generator: Generator | None = None, place: bool = True) -> SequenceModel:
         """Make the model with fresh weights.
@@ -86,6 +89,7 @@ class ModelDescription:
                 expand=self.expand,
                 dt_rank=self.dt_rank,
                 gate=self.gate,
+                selective=self.selective,
             ),
             bidirectional=self.bidirectional,
             pooling=self.pooling,
@@ -95,6 +99,7 @@ class ModelDescription:
             averaged=self.averaged,
             dropout=self.dropout,
             form=self.form,
+            n_convolutions=self.n_convolutions,
             generator=generator,
         )
 
@@ -111,6 +116,7 @@ class ModelDescription:
             + self.n_layers * (1 + self.bidirectional) * mixer
             + head
             + len(self.local_heads) * local
+            + self.n_convolutions * self.d_model * (2 * self.d_model + 16 * sum(WIDTHS))
         )
 
     def to_json(self) -> dict[str, Any]:

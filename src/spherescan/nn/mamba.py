@@ -12,7 +12,14 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from spherescan.nn.init import depthwise_conv1d, linear_layer, uniform_
-from spherescan.ops import causal_conv1d_step, linear, mamba_inner, selective_scan_step
+from spherescan.ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    linear,
+    mamba_inner,
+    selective_scan,
+    selective_scan_step,
+)
 
 # The range of step sizes at the start: with A from -1 to -16 states then forget within a token
 # to about a thousand tokens.
@@ -45,6 +52,8 @@ class Mamba(nn.Module):
         expand: Inner channels per model channel.
         dt_rank: Rank of the step-size projection; ceil(d_model / 16) when missing.
         gate: Whether the output is gated by a second branch of the input projection.
+        selective: Whether step sizes, B and C depend on the input. Without, they are parameters
+            `dt_bias`, `B` and `C`, and the recurrence is linear and the same at every position.
         generator: Source of the initial weights; torch's global one when missing.
 
     Raises:
@@ -66,6 +75,7 @@ class Mamba(nn.Module):
         expand: int = 2,
         dt_rank: int | None = None,
         gate: bool = True,
+        selective: bool = True,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -90,11 +100,20 @@ class Mamba(nn.Module):
             else nn.Identity()
         )
         self.conv1d = depthwise_conv1d(self.d_inner, d_conv, generator=generator)
-        self.x_proj = linear_layer(self.d_inner, rank + 2 * d_state, generator=generator)
-        self.dt_proj = linear_layer(rank, self.d_inner, bias=True, generator=generator)
-        uniform_(self.dt_proj.weight, rank**-0.5, generator)
-        with torch.no_grad():
-            self.dt_proj.bias.copy_(_inverse_softplus(_initial_delta(self.d_inner, generator)))
+        self.selective = selective
+        if selective:
+            self.x_proj = linear_layer(self.d_inner, rank + 2 * d_state, generator=generator)
+            self.dt_proj = linear_layer(rank, self.d_inner, bias=True, generator=generator)
+            uniform_(self.dt_proj.weight, rank**-0.5, generator)
+        delta_bias = _inverse_softplus(_initial_delta(self.d_inner, generator))
+        if selective:
+            with torch.no_grad():
+                self.dt_proj.bias.copy_(delta_bias)
+        else:
+            self.dt_bias = nn.Parameter(delta_bias)
+            # Of S4D: B of ones, C of normal numbers.
+            self.B = nn.Parameter(torch.ones(d_state))
+            self.C = nn.Parameter(torch.empty(d_state).normal_(generator=generator))
         n = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_log = nn.Parameter(torch.log(n).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
@@ -117,6 +136,8 @@ class Mamba(nn.Module):
         Returns:
             The output, and the state after the last position.
         """
+        if not self.selective:
+            return self._time_invariant(x, state, reset)
         y, conv_state, ssm_state = mamba_inner(
             self._projected(x),
             self.conv1d.weight.squeeze(1),
@@ -140,7 +161,7 @@ class Mamba(nn.Module):
         u, conv_state = causal_conv1d_step(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state=state.conv
         )
-        delta, B, C = self._selection(u)
+        delta, B, C, delta_bias = self._selection(u)
         y, ssm_state = selective_scan_step(
             u,
             delta,
@@ -148,7 +169,7 @@ class Mamba(nn.Module):
             B,
             C,
             self.D,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=delta_bias,
             delta_softplus=True,
             gate=gate,
             state=state.ssm,
@@ -179,10 +200,41 @@ class Mamba(nn.Module):
         u, gate = projected.chunk(2, dim=-1)
         return u, gate
 
-    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return step sizes before their bias, B, C, and the bias."""
+        if not self.selective:
+            shape = (*u.shape[:-1], self.d_state)
+            return torch.zeros_like(u), self.B.expand(shape), self.C.expand(shape), self.dt_bias
         sizes = [self.dt_rank, self.d_state, self.d_state]
         rank_delta, B, C = self.x_proj(u).split(sizes, dim=-1)
-        return functional.linear(rank_delta, self.dt_proj.weight), B, C
+        return functional.linear(rank_delta, self.dt_proj.weight), B, C, self.dt_proj.bias
+
+    def _time_invariant(
+        self, x: Tensor, state: MambaState | None, reset: Tensor | None
+    ) -> tuple[Tensor, MambaState]:
+        u, gate = self._branches(x)
+        u, conv_state = causal_conv1d(
+            u,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            state=None if state is None else state.conv,
+            reset=reset,
+        )
+        delta, B, C, delta_bias = self._selection(u)
+        y, ssm_state = selective_scan(
+            u,
+            delta,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            delta_bias=delta_bias,
+            delta_softplus=True,
+            gate=gate,
+            state=None if state is None else state.ssm,
+            reset=reset,
+        )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)
 
 
 def _initial_delta(d_inner: int, generator: Generator | None) -> Float[Tensor, " d"]:

@@ -51,6 +51,8 @@ class SequenceModel(nn.Module):
         n_local_outputs: Outputs of those heads; the dimension of the prototypes when missing.
         averaged: Whether a prediction averages the points of all heads, the local ones included.
         dropout: Part of what each block adds that is dropped in training.
+        n_convolutions: Layers of convolutions in front of the blocks, see `SeriesEmbedding`; causal
+            unless bidirectional. Of series only.
         form: "standard", or "rust_trainer" for the layout and the initial weights of that program.
         generator: Source of the initial weights.
 
@@ -92,6 +94,7 @@ class SequenceModel(nn.Module):
         averaged: bool = False,
         dropout: float = 0.0,
         form: str = "standard",
+        n_convolutions: int = 0,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -116,7 +119,13 @@ class SequenceModel(nn.Module):
             self.embedding = _token_embedding(vocab_size, d_model, generator)
         else:
             assert n_channels is not None
-            self.embedding = SeriesEmbedding(n_channels, d_model, generator=generator)
+            self.embedding = SeriesEmbedding(
+                n_channels,
+                d_model,
+                n_convolutions=n_convolutions,
+                causal=not bidirectional,
+                generator=generator,
+            )
 
         self.make_block = functools.partial(
             Block, d_model, mixer=mixer, bidirectional=bidirectional, normed=not crate
@@ -151,12 +160,20 @@ class SequenceModel(nn.Module):
             draw_all_normal(self, generator=generator)
         self.head = head
 
-    def begin(self, inputs: Int[Tensor, "b l"] | Float[Tensor, "b l c"]) -> Float[Tensor, "b l m"]:
+    def begin(
+        self,
+        inputs: Int[Tensor, "b l"] | Float[Tensor, "b l c"],
+        mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l m"]:
         """Return the residual stream in front of the first block.
 
         It keeps the type of the weights, under autocast too.
         """
-        x: Tensor = self.embedding(inputs)
+        x: Tensor
+        if isinstance(self.embedding, SeriesEmbedding):
+            x = self.embedding(inputs, mask)
+        else:
+            x = self.embedding(inputs)
         return x.to(self.head.weight.dtype)
 
     def through(
@@ -236,7 +253,7 @@ class SequenceModel(nn.Module):
         """
         blocks = range(len(self.layers))
         normed: Tensor = self.norm_f(
-            *self.through(blocks, self.begin(inputs), mask=mask, reset=reset)
+            *self.through(blocks, self.begin(inputs, mask), mask=mask, reset=reset)
         )[0]
         return normed
 
@@ -253,11 +270,11 @@ class SequenceModel(nn.Module):
         a prototype is the mean of their cosines.
         """
         if not self.averaged:
-            x = self.begin(inputs)
+            x = self.begin(inputs, mask)
             return self.read_out(
                 *self.through(range(len(self.layers)), x, mask=mask, reset=reset), mask=mask
             )
-        x, update = self.begin(inputs), None
+        x, update = self.begin(inputs, mask), None
         points = []
         for index in range(len(self.layers)):
             x, update = self.through([index], x, update, mask=mask, reset=reset)

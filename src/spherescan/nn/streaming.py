@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spherescan.nn.block import Block
+from spherescan.nn.embedding import SeriesEmbedding
+from spherescan.nn.front_end import ConvolutionState
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba, MambaState
 from spherescan.nn.model import SequenceModel
@@ -26,11 +28,13 @@ class StreamState(NamedTuple):
 
     Attributes:
         mixers: State of each block.
+        convolutions: State of each layer of convolutions in front of them.
         pools: What each head that takes part in predictions has pooled so far.
     """
 
     mixers: tuple[MambaState, ...]
     pools: dict[str, RunningPool]
+    convolutions: tuple[ConvolutionState, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor under a name."""
@@ -39,6 +43,9 @@ class StreamState(NamedTuple):
             for index, mixer in enumerate(self.mixers)
             for name, tensor in mixer._asdict().items()
         }
+        for index, layer in enumerate(self.convolutions):
+            for name, tensor in layer._asdict().items():
+                found[f"convolutions/{index}/{name}"] = tensor
         for head, pool in self.pools.items():
             for kind, kept in pool.items():
                 for name, tensor in kept._asdict().items():
@@ -58,7 +65,11 @@ class StreamState(NamedTuple):
             }
             for head, pool in self.pools.items()
         }
-        return StreamState(mixers, pools)
+        convolutions = tuple(
+            ConvolutionState(*(tensors[f"convolutions/{index}/{n}"] for n in layer._fields))
+            for index, layer in enumerate(self.convolutions)
+        )
+        return StreamState(mixers, pools, convolutions)
 
 
 def start_stream(model: SequenceModel, *, batch: int) -> StreamState:
@@ -71,7 +82,9 @@ def start_stream(model: SequenceModel, *, batch: int) -> StreamState:
     sizes = {"batch": batch, "d_model": mixers[0].d_model}
     dtype = model.head.weight.dtype
     pools = {n: start_pool(pool, **sizes, dtype=dtype) for n, pool in _pools(model).items()}
-    return StreamState(tuple(mixer.initial_state(batch) for mixer in mixers), pools)
+    front = model.embedding
+    convolutions = front.initial_state(batch) if isinstance(front, SeriesEmbedding) else ()
+    return StreamState(tuple(mixer.initial_state(batch) for mixer in mixers), pools, convolutions)
 
 
 def extend_stream(
@@ -84,7 +97,8 @@ def extend_stream(
         state: What the positions before have left. It is not changed.
         inputs: Token ids, or series.
     """
-    x, update = model.begin(inputs), None
+    x, convolutions = _begin(model, inputs, state)
+    update = None
     alone = x.shape[1] == 1
     if alone:
         x = x[:, 0]
@@ -99,7 +113,7 @@ def extend_stream(
             head = _local_head(model, name)
             pools[name] = _pool_more(head.pool, state.pools[name], head.norm(x + update)[0])
     pools[_LAST] = _pool_more(model.pool, state.pools[_LAST], model.norm_f(x, update)[0])
-    return StreamState(tuple(mixers), pools)
+    return StreamState(tuple(mixers), pools, convolutions)
 
 
 def read_out_stream(model: SequenceModel, state: StreamState) -> Float[Tensor, "b d"]:
@@ -117,6 +131,16 @@ def read_out_stream(model: SequenceModel, state: StreamState) -> Float[Tensor, "
         if name != _LAST
     ]
     return torch.stack([functional.normalize(each, dim=-1) for each in (*local, z)]).mean(0)
+
+
+def _begin(
+    model: SequenceModel, inputs: Tensor, state: StreamState
+) -> tuple[Tensor, tuple[ConvolutionState, ...]]:
+    if not state.convolutions:
+        return model.begin(inputs), ()
+    assert isinstance(model.embedding, SeriesEmbedding)
+    x, convolutions = model.embedding.extend(inputs, state.convolutions)
+    return x.to(model.head.weight.dtype), convolutions
 
 
 def _pools(model: SequenceModel) -> dict[str, Pooling | None]:

@@ -57,7 +57,9 @@ def lessons_of(
     reads_out = joined or local is None or local.head_learning != "not"
     head_alone = not joined and local is not None and local.head_learning == "alone"
     with objective.precision():
-        passing = Passing(model.begin(batch.inputs), batch.mask, batch.reset, batch, step)
+        passing = Passing(
+            model.begin(batch.inputs, batch.mask), batch.mask, batch.reset, batch, step
+        )
         if local is not None:
             passing = local.widen(passing)
         x = passing.x

@@ -168,6 +168,8 @@ def _description(
         averaged=config.local.predict == "mean",
         form=model.form,
         dropout=model.dropout,
+        n_convolutions=model.n_convolutions,
+        selective=model.selective,
     )
 
 
