@@ -3,9 +3,7 @@
 Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -21,11 +19,10 @@ from sklearn.base import (
 )
 from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from spherescan.calibration import (
-    fit_scale,
     known_threshold,
     lac_scores,
     largest_score,
@@ -34,66 +31,32 @@ from spherescan.calibration import (
     set_threshold,
 )
 from spherescan.errors import CheckpointError
+from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.fitted_classifier import (
+    TENSORS,
+    FittedClassifier,
+    expect_sound,
+    scale_of,
+    seen_from_below,
+)
+from spherescan.estimators.networks import NetworkPlan, Networks, NetworkSettings
 from spherescan.estimators.pages import Clock, page_of_classifier, short_form
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
+    Padded,
     checked_labels,
     described,
     expect_whole,
     fitted_features,
     padded,
+    seeded,
 )
-from spherescan.features import FixedFeatures, added_cosine, class_column, ridge
+from spherescan.estimators.stream import ClassifierStream, StreamAnswer
+from spherescan.features import class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.report import ClassAnswers, page_path, write_page
 from spherescan.runs import read_checkpoint, write_checkpoint
-
-_TENSORS = (
-    "weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias",
-    "added_reach",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fitted:
-    """What fitting found.
-
-    `left_out` are the cosines of training series, `target` their classes, and `described` their
-    features; none where they were not saved. The a classes that were added come last.
-    """
-
-    features: FixedFeatures
-    weight: Float[Tensor, "f e"]
-    bias: Float[Tensor, " e"]
-    prototypes: Float[Tensor, "k d"]
-    left_out: Float[Tensor, "n c"]
-    target: Int[Tensor, " n"]
-    added_weight: Float[Tensor, "a f"]
-    added_bias: Float[Tensor, " a"]
-    added_reach: Float[Tensor, " a"]
-    scale: float
-    described: Float[Tensor, "n f"] | None
-
-    def points(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m e"]:
-        """Return where series lie among the corners, before they are seen from below."""
-        return described @ self.weight + self.bias
-
-    def cosines(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m c"]:
-        """Return how near series are to all classes."""
-        z = self.points(described)
-        found = _seen_from_below(z) @ self.prototypes.T
-        if not len(self.added_bias):
-            return found
-        # One by one: a product of another width may round in another way.
-        t = torch.stack([described @ weight for weight in self.added_weight], 1) + self.added_bias
-        squared = z.square().sum(1, keepdim=True).expand_as(t)
-        return torch.cat([found, added_cosine(t, squared, self.added_reach)], 1)
-
-    def left_out_squared(self, cosines: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:
-        """Return the square of how far from the middle series lie, from their cosines."""
-        seen = torch.linalg.solve(self.prototypes, cosines[:, : len(self.prototypes)].T)
-        return seen[-1].clamp(min=1e-12) ** -2 - 1
 
 
 class SequenceClassifier(
@@ -112,6 +75,18 @@ class SequenceClassifier(
     Args:
         n_features: About how many convolution features of the series, at least 84, and as many of
             its differences; Hydra's come on top.
+        n_networks: How many state-space models describe the series too, see `Networks`; 0 for none,
+            otherwise at least 2. A ridge on both weighs them; where fixed features do better
+            alone, models are dropped.
+        causal: Whether models read one way and describe the series without fixed features, so that
+            `stream` can answer while a series comes in.
+        selective: Whether the scan of the models depends on their input.
+        max_steps: Most training steps of each model; by the number of series when None.
+        time_budget: Seconds for training all models, after which what they have learned counts;
+            results then depend on the machine. No limit when None.
+        early_stopping: Whether the series that a model does not learn from, dealt out class by
+            class, end its training when their loss no longer falls.
+        verbose: Whether to write the progress of the models to the standard error.
         reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
             so many were added, `save` writes the features of the training series too, 4 bytes
             each. In memory there is always room.
@@ -142,20 +117,41 @@ class SequenceClassifier(
     """
 
     n_features: int
+    n_networks: int
+    causal: bool
+    selective: bool
+    max_steps: int | None
+    time_budget: float | None
+    early_stopping: bool
     reserve_classes: int
+    verbose: bool | int
     random_state: int | np.random.RandomState | None
     classes_: NDArray[Any]
-    _fitted: _Fitted
+    _fitted: FittedClassifier
 
     @no_type_check  # scikit-learn's convention: values are looked at in `fit`
     def __init__(
         self,
         *,
         n_features: int = 5040,
+        n_networks: int = 0,
+        causal: bool = False,
+        selective: bool = True,
+        max_steps: int | None = None,
+        time_budget: float | None = None,
+        early_stopping: bool = False,
         reserve_classes: int = 0,
+        verbose: bool | int = False,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_features = n_features
+        self.n_networks = n_networks
+        self.causal = causal
+        self.selective = selective
+        self.max_steps = max_steps
+        self.time_budget = time_budget
+        self.early_stopping = early_stopping
+        self.verbose = verbose
         self.reserve_classes = reserve_classes
         self.random_state = random_state
 
@@ -169,7 +165,7 @@ class SequenceClassifier(
 
         Raises:
             ValueError: X or y that scikit-learn would refuse, a single class, or too few features.
-            TypeError: A setting that is no whole number.
+            TypeError: A setting of another type.
         """
         self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
         batch = padded(self, X, reset=True)
@@ -181,10 +177,9 @@ class SequenceClassifier(
                 f"y has the one class {classes.tolist()[0]!r}; a classifier needs at least two "
                 "classes"
             )
-        features, rows, generator = fitted_features(self, batch)
-        return self._fit_rows(
-            features, rows.float(), classes, torch.from_numpy(indices), generator=generator
-        )
+        target = torch.from_numpy(indices)
+        features, rows, points = self._fit_features(batch, target, n_classes=len(classes))
+        return self._fit_rows(features, rows, classes, target, points)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "SequenceClassifier":
         """Fit to these series and all that were given before, exactly and in closed form.
@@ -215,8 +210,9 @@ class SequenceClassifier(
         labels = self._like_classes(checked_labels(more, y))
         all_labels = np.concatenate([self.classes_[fitted.target.numpy()], labels])
         every, indices = np.unique(all_labels, return_inverse=True)
-        rows = torch.cat([before, more.float()])
-        return self._fit_rows(fitted.features, rows, every, torch.from_numpy(indices))
+        rows = torch.cat([before, more])
+        points = separated_prototypes(len(every), len(every) - 1).points
+        return self._fit_rows(fitted.features, rows, every, torch.from_numpy(indices), points)
 
     def add_classes(self, X: Any, y: Any) -> "SequenceClassifier":
         """Learn classes that were not there, from a few series each, without training again.
@@ -245,9 +241,9 @@ class SequenceClassifier(
                 "is known"
             )
         n_before = len(self.classes_)
-        rows = torch.cat([before, more.float()])
+        rows = torch.cat([before, more])
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
-        left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
+        left_out = torch.cat([fitted.left_out, fitted.cosines(more.double())])
         apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
         weights, biases, reach = [fitted.added_weight], [fitted.added_bias], [fitted.added_reach]
         squared = fitted.left_out_squared(left_out)
@@ -267,7 +263,7 @@ class SequenceClassifier(
                 added_weight=torch.cat(weights),
                 added_bias=torch.cat(biases),
                 added_reach=torch.cat(reach),
-                scale=_scale(left_out, target),
+                scale=scale_of(left_out, target),
                 described=rows,
             )
         )
@@ -293,8 +289,8 @@ class SequenceClassifier(
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
         check_is_fitted(self)
-        rows = described(self, self._fitted.features, X)
-        return _seen_from_below(self._fitted.points(rows)).numpy()
+        rows = described(self, self._fitted.features, X).double()
+        return seen_from_below(self._fitted.points(rows)).numpy()
 
     def predict_open(
         self, X: Any, *, rejection: float = 0.05, unknown_label: Any = "unknown"
@@ -349,6 +345,31 @@ class SequenceClassifier(
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
         return prediction_sets(found, threshold, never_empty=never_empty).numpy()
 
+    def stream(self) -> ClassifierStream:
+        """Return a stream that answers for a series while it comes in.
+
+        Raises:
+            ValueError: A classifier that needs the whole series.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        networks = fitted.features.networks
+        if fitted.features.fixed is not None or networks is None:
+            raise ValueError(
+                "this classifier looks at whole series: quantiles of convolutions, and models that "
+                "read from the end too; fit one with causal=True and n_networks=4"
+            )
+
+        def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> StreamAnswer:
+            cosines = fitted.cosines(fitted.features.of_unit_vectors(z).double())
+            shares = probabilities(cosines, fitted.scale)[0].numpy()
+            best = int(cosines[0].argmax())
+            return StreamAnswer(
+                n_steps, self.classes_[best], float(shares[best]), shares, cosines[0].numpy()
+            )
+
+        return ClassifierStream(networks, answer)
+
     def report(
         self, path: str | Path, X: Any = None, y: Any = None, *, unknown: Any = None
     ) -> Path:
@@ -378,7 +399,7 @@ class SequenceClassifier(
         clock = Clock()
         answers = left_out
         if X is not None or y is not None:
-            rows = described(self, fitted.features, X)
+            rows = described(self, fitted.features, X).double()
             clock.look("features")
             cosines = fitted.cosines(rows)
             clock.look("cosines")
@@ -460,16 +481,21 @@ class SequenceClassifier(
         fitted = self._fitted
         saved = SavedClassifier(
             **SavedClassifier.common(self, fitted.features),
+            **self._saved_networks(),
             reserve_classes=int(self.reserve_classes),
             label_type=label_type(self.classes_),
             labels=tuple(self.classes_.tolist()),
             scale=fitted.scale,
         )
-        tensors = {name: getattr(fitted, name) for name in _TENSORS}
+        tensors = {name: getattr(fitted, name) for name in TENSORS}
         if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
             tensors["described"] = fitted.described
         features = fitted.features.state_dict(prefix="features.")
         write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
+
+    def _saved_networks(self) -> dict[str, Any]:
+        settings, networks = self._network_settings(), self._fitted.features.networks
+        return {**asdict(settings), "plan": None if networks is None else networks.plan.to_json()}
 
     @classmethod
     def load(cls, path: str | Path) -> "SequenceClassifier":
@@ -481,15 +507,23 @@ class SequenceClassifier(
         checkpoint = read_checkpoint(user_path(path))
         try:
             saved = saved_of(SavedClassifier, checkpoint.state, cls.__name__)
-            tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in _TENSORS}
+            tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in TENSORS}
             stored = checkpoint.below("features.")
-            features = FixedFeatures.of_state(stored, saved.length)
+            plan = None if saved.plan is None else NetworkPlan.from_json(saved.plan)
+            features = SeriesFeatures.of_state(stored, saved.length, plan)
             tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
-            _expect_sound(tensors, features.n_features, len(labels), saved.scale)
-            fitted = _Fitted(features, **tensors, scale=saved.scale)
+            expect_sound(tensors, features.n_features, len(labels), saved.scale)
+            fitted = FittedClassifier(features, **tensors, scale=saved.scale)
             made = cls(
                 n_features=saved.n_features,
+                n_networks=saved.n_networks,
+                causal=saved.causal,
+                selective=saved.selective,
+                max_steps=saved.max_steps,
+                time_budget=saved.time_budget,
+                early_stopping=saved.early_stopping,
+                verbose=saved.verbose,
                 reserve_classes=saved.reserve_classes,
                 random_state=saved.random_state,
             )
@@ -502,21 +536,18 @@ class SequenceClassifier(
 
     def _fit_rows(
         self,
-        features: FixedFeatures,
+        features: SeriesFeatures,
         rows: Float[Tensor, "n f"],
         classes: NDArray[Any],
         target: Int[Tensor, " n"],
-        *,
-        generator: Generator | None = None,
+        points: Float[Tensor, "k e"],
     ) -> "SequenceClassifier":
-        k = len(classes)
-        points = separated_prototypes(k, k - 1, generator=generator).points
         fitted = ridge(rows.double(), points[target])
-        prototypes = _seen_from_below(points)
-        left_out = _seen_from_below(fitted.left_out) @ prototypes.T
+        prototypes = seen_from_below(points)
+        left_out = seen_from_below(fitted.left_out) @ prototypes.T
         self.classes_ = classes
         return self._keep(
-            _Fitted(
+            FittedClassifier(
                 features,
                 fitted.weight,
                 fitted.bias,
@@ -526,9 +557,65 @@ class SequenceClassifier(
                 added_weight=fitted.weight.new_zeros(0, len(fitted.weight)),
                 added_bias=fitted.bias.new_zeros(0),
                 added_reach=fitted.bias.new_ones(0),
-                scale=_scale(left_out, target),
+                scale=scale_of(left_out, target),
                 described=rows,
             )
+        )
+
+    def _fit_features(
+        self, batch: Padded, target: Int[Tensor, " n"], *, n_classes: int
+    ) -> tuple[SeriesFeatures, Float[Tensor, "n f"], Float[Tensor, "k e"]]:
+        """Return fitted features, what they are of the training series, and where classes go."""
+        settings = self._network_settings()
+        generator = seeded(self)
+        if not settings.causal:
+            fixed, rows = fitted_features(self, batch, generator=generator)
+        points = separated_prototypes(n_classes, n_classes - 1, generator=generator).points
+        if not settings.n_networks:
+            return SeriesFeatures(fixed, None), rows, points
+        networks, left_out = Networks.fitted(
+            *batch, target, seen_from_below(points), settings, generator=generator
+        )
+        if settings.causal:
+            return *SeriesFeatures.of_networks(networks, left_out), points
+        joined = SeriesFeatures.joined(
+            fixed, rows, networks, left_out, points[target], generator=generator
+        )
+        return *joined, points
+
+    def _network_settings(self) -> NetworkSettings:
+        """Check the settings of networks.
+
+        Raises:
+            ValueError: One that is outside its range, or that needs another one.
+            TypeError: One of another type.
+        """
+        expect_whole("n_networks", self.n_networks)
+        if self.n_networks < 0 or self.n_networks == 1:
+            raise ValueError(
+                f"n_networks is {self.n_networks}; it takes at least 2, so that each series is "
+                "described by one that did not learn from it, or 0 for none"
+            )
+        if self.causal and not self.n_networks:
+            raise ValueError("causal is True and n_networks is 0; networks are what reads a stream")
+        if self.max_steps is not None:
+            expect_whole("max_steps", self.max_steps)
+            if self.max_steps < 1:
+                raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or None")
+        budget: Any = self.time_budget
+        if budget is not None:
+            if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
+                raise TypeError(f"time_budget is {budget!r}; it must be a number of seconds")
+            if not budget > 0:
+                raise ValueError(f"time_budget is {budget}; it must be above 0, or None")
+        return NetworkSettings(
+            n_networks=int(self.n_networks),
+            causal=bool(self.causal),
+            selective=bool(self.selective),
+            max_steps=None if self.max_steps is None else int(self.max_steps),
+            time_budget=None if budget is None else float(budget),
+            early_stopping=bool(self.early_stopping),
+            verbose=bool(self.verbose),
         )
 
     def _described(self) -> Float[Tensor, "n f"]:
@@ -570,7 +657,7 @@ class SequenceClassifier(
             f"{before.dtype}; give the same kind of labels"
         )
 
-    def _keep(self, fitted: _Fitted) -> "SequenceClassifier":
+    def _keep(self, fitted: FittedClassifier) -> "SequenceClassifier":
         self._fitted = fitted
         self.prototypes_, self.scale_ = fitted.prototypes.numpy(), fitted.scale
         self.left_out_cosines_ = fitted.left_out.numpy()
@@ -579,64 +666,4 @@ class SequenceClassifier(
 
     def _cosines(self, X: Any) -> Float[Tensor, "n c"]:
         check_is_fitted(self)
-        return self._fitted.cosines(described(self, self._fitted.features, X))
-
-
-def _expect_sound(
-    tensors: Mapping[str, Tensor | None], n_features: int, n_classes: int, scale: float
-) -> None:
-    """Check what came from a file.
-
-    Raises:
-        ValueError: Shapes that do not fit each other, or a value that cannot be.
-    """
-    prototypes, target = tensors["prototypes"], tensors["target"]
-    added_bias = tensors["added_bias"]
-    assert prototypes is not None
-    assert target is not None
-    assert added_bias is not None
-    n, k, added = target.numel(), n_classes - added_bias.numel(), added_bias.numel()
-    shapes = {
-        "weight": (n_features, k - 1),
-        "bias": (k - 1,),
-        "prototypes": (k, k),
-        "left_out": (n, n_classes),
-        "target": (n,),
-        "added_weight": (added, n_features),
-        "added_bias": (added,),
-        "added_reach": (added,),
-        "described": (n, n_features),
-    }
-    types = {"target": torch.int64, "described": torch.float32}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        wanted = types.get(name, torch.float64)
-        if tensor.shape != shapes[name] or tensor.dtype != wanted or n == 0 or k < 2:
-            raise ValueError(
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
-                f"{n_classes} classes and {n_features} features"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} holds a value that is not finite")
-        if name == "added_reach" and not bool((tensor > 0).all()):
-            raise ValueError("added_reach holds a value that is not above 0")
-        if name == "left_out" and not bool((tensor.abs() <= 1 + 1e-9).all()):
-            raise ValueError("left_out holds a value that is no cosine")
-        if not bool((tensor.abs() <= torch.finfo(torch.float32).max).all()):
-            raise ValueError(f"{name} holds a value that is too large")
-    if not torch.allclose(prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
-        raise ValueError("prototypes holds rows that are no unit vectors")
-    if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
-        raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
-
-
-def _scale(left_out: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
-    """Fit the scale of probabilities; by Laplace's rule of right and wrong it is never certain."""
-    c = left_out.shape[1]
-    return fit_scale(left_out, target, smoothing=c / ((c - 1) * (len(target) + 2)))
-
-
-def _seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
-    """Lift points to height 1 and return the directions in which they lie."""
-    return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1)
+        return self._fitted.cosines(described(self, self._fitted.features, X).double())

@@ -34,6 +34,7 @@ from spherescan.estimators.sequences import (
     expect_whole,
     fitted_features,
     padded,
+    seeded,
 )
 from spherescan.features import FixedFeatures, cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
@@ -133,8 +134,8 @@ class SequenceRegressor(
         if len(target) < 2:
             raise ValueError("got 1 sample; a regressor needs at least two")
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
-        features, of_series, _ = fitted_features(self, batch)
-        fitted = sphere_ridge(of_series, to_cosine(target, lower=lower, upper=upper))
+        features, of_series = fitted_features(self, batch, generator=seeded(self))
+        fitted = sphere_ridge(of_series.double(), to_cosine(target, lower=lower, upper=upper))
         left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
         return self._keep(
             _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
@@ -198,7 +199,7 @@ class SequenceRegressor(
         source = f"{len(fitted.target)} training series, each left out"
         predicted, target = fitted.left_out, fitted.target
         if X is not None or y is not None:
-            rows = described(self, fitted.features, X)
+            rows = described(self, fitted.features, X).double()
             clock.look("features")
             predicted = self._values_of(rows @ fitted.weight + fitted.bias)
             clock.look("values")
@@ -291,7 +292,7 @@ class SequenceRegressor(
     def _heights(self, X: Any) -> Float[Tensor, " n"]:
         check_is_fitted(self)
         fitted = self._fitted
-        return described(self, fitted.features, X) @ fitted.weight + fitted.bias
+        return described(self, fitted.features, X).double() @ fitted.weight + fitted.bias
 
     def _values(self, X: Any) -> Float[Tensor, " n"]:
         return self._values_of(self._heights(X))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
+from spherescan.estimators.description import SeriesFeatures
 from spherescan.features import FixedFeatures
 from spherescan.strict_json import typed
 
@@ -17,6 +18,7 @@ from spherescan.strict_json import typed
 _LABEL_TYPE = re.compile(r"[<>|=]([biu][1248]|f[248]|U[0-9]{1,9})|\|O")
 
 S = TypeVar("S", bound="Saved")
+Described = SeriesFeatures | FixedFeatures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class Saved:
     feature_names: tuple[str, ...]
 
     @staticmethod
-    def common(estimator: BaseEstimator, features: FixedFeatures) -> dict[str, Any]:
+    def common(estimator: BaseEstimator, features: Described) -> dict[str, Any]:
         """Return the values of what all of them have."""
         return {
             "n_features": int(estimator.n_features),
@@ -40,7 +42,7 @@ class Saved:
             "feature_names": tuple(getattr(estimator, "feature_names_in_", ())),
         }
 
-    def restore(self, estimator: BaseEstimator, features: FixedFeatures) -> None:
+    def restore(self, estimator: BaseEstimator, features: Described) -> None:
         """Give a new estimator what fitting to X gave the saved one.
 
         Raises:
@@ -53,7 +55,7 @@ class Saved:
             estimator.n_features_in_ = self.n_features_in
         if self.feature_names:
             estimator.feature_names_in_ = np.array(self.feature_names, dtype=object)
-        estimator.n_channels_ = len(features.channel_mean)
+        estimator.n_channels_ = features.n_channels
 
     def state(self, estimator: str) -> dict[str, Any]:
         """Return it as JSON has it, with the name of the estimator."""
@@ -72,6 +74,14 @@ class SavedClassifier(Saved):
         ValueError: Labels of a type that JSON has no value for, or a number below 0.
     """
 
+    n_networks: int
+    causal: bool
+    selective: bool
+    max_steps: int | None
+    time_budget: float | None
+    early_stopping: bool
+    verbose: bool
+    plan: dict[str, Any] | None
     reserve_classes: int
     label_type: str
     labels: tuple[bool | int | float | str, ...]

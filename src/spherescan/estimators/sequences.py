@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
     column_or_1d,
     validate_data,
 )
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from spherescan.features import FixedFeatures
 
@@ -120,43 +120,52 @@ def expect_whole(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}; it must be a whole number")
 
 
+def seeded(estimator: BaseEstimator) -> Generator:
+    """Return a source of randomness by the setting `random_state`.
+
+    Raises:
+        ValueError: It is no seed.
+    """
+    seed = check_random_state(estimator.random_state).randint(2**31)
+    return Generator().manual_seed(int(seed))
+
+
 def fitted_features(
-    estimator: BaseEstimator, batch: Padded
-) -> tuple[FixedFeatures, Float[Tensor, "n f"], Generator]:
+    estimator: BaseEstimator, batch: Padded, *, generator: Generator
+) -> tuple[FixedFeatures, Float[Tensor, "n f"]]:
     """Fit fixed features to training series.
 
     Args:
-        estimator: Has the settings `n_features` and `random_state`.
+        estimator: Has the setting `n_features`.
         batch: The series.
+        generator: Source of kernels.
 
     Returns:
-        The features, what they are of each series in float64, and where randomness goes on.
+        The features, and what they are of each series.
 
     Raises:
-        ValueError: Too few features, or a seed that is none.
+        ValueError: Too few features.
         TypeError: A number of features that is no whole number.
     """
     expect_whole("n_features", estimator.n_features)
-    seed = check_random_state(estimator.random_state).randint(2**31)
-    generator = Generator().manual_seed(int(seed))
     features = FixedFeatures(
         batch.x.shape[2],
         batch.x.shape[1],
         n_features=int(estimator.n_features),
         generator=generator,
     )
-    return features, features.fit(*batch, generator=generator).double(), generator
+    return features, features.fit(*batch, generator=generator)
 
 
-def described(estimator: BaseEstimator, features: FixedFeatures, X: Any) -> Float[Tensor, "n f"]:
-    """Return the fixed features of new series, in float64.
+def described(estimator: BaseEstimator, features: nn.Module, X: Any) -> Float[Tensor, "n f"]:
+    """Return the features of new series, in float32.
 
     Raises:
         ValueError: X that `padded` refuses, or values too far from those of training.
     """
     batch = padded(estimator, X, reset=False)
     with torch.inference_mode():
-        found = features(*batch).double()
+        found: Tensor = features(*batch)
     far = ~found.isfinite().all(1)
     if bool(far.any()):
         raise ValueError(

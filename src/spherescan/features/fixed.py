@@ -126,6 +126,11 @@ class FixedFeatures(nn.Module):
         return made
 
     @property
+    def n_channels(self) -> int:
+        """Channels of a series."""
+        return len(self.channel_mean)
+
+    @property
     def n_features(self) -> int:
         """How many features there are."""
         return len(self.mean)

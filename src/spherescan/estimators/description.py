@@ -1,0 +1,176 @@
+"""What a series is to a ridge: fixed features, what networks say of it, or both.
+
+Letters: n and m series, l length, c channels, f features, d prototype dimension.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
+
+from spherescan.estimators.networks import NetworkPlan, Networks
+from spherescan.features import FixedFeatures, ridge
+
+# How much more than each of the four groups of fixed features what networks say may weigh.
+_WEIGHTS = (0.0, 1.0, 3.0)
+# More series do not tell these weights apart any better, and each takes an eigendecomposition.
+_ENOUGH = 2000
+
+
+class SeriesFeatures(nn.Module):
+    """Put fixed features and unit vectors of networks side by side.
+
+    The unit vectors are standardised by those of the training series, each by a network that did
+    not learn from it, and divided by the root of their number, as every group of fixed features is.
+
+    Args:
+        fixed: None where networks alone describe.
+        networks: None where fixed features alone describe.
+        weight: Of the unit vectors.
+
+    Raises:
+        ValueError: Neither.
+    """
+
+    def __init__(self, fixed: FixedFeatures | None, networks: Networks | None) -> None:
+        super().__init__()
+        if fixed is None and networks is None:
+            raise ValueError("a series needs fixed features or networks to describe it")
+        self.fixed, self.networks = fixed, networks
+        dim = 0 if networks is None else networks.description.prototype_dim
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
+        self.mean: Tensor
+        self.scale: Tensor
+
+    @classmethod
+    def joined(
+        cls,
+        fixed: FixedFeatures,
+        rows: Float[Tensor, "n f"],
+        networks: Networks,
+        left_out: Float[Tensor, "n d"],
+        points: Float[Tensor, "n e"],
+        *,
+        generator: Generator,
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
+        """Weigh networks by how well a ridge on both predicts series that were left out.
+
+        Args:
+            fixed: Fixed features.
+            rows: What they say of the training series.
+            networks: Networks; they are dropped where fixed features do better alone.
+            left_out: Unit vectors of the training series.
+            points: Where the training series should be.
+            generator: Picks some of many series.
+
+        Returns:
+            The features, and what they are of the training series.
+        """
+        made = cls(fixed, networks)
+        made.mean.copy_(left_out.mean(0))
+        unit = _unit_scale(left_out)
+        some = torch.randperm(len(rows), generator=generator)[:_ENOUGH]
+        errors = {}
+        for weight in _WEIGHTS:
+            made.scale.copy_(weight * unit)
+            both = made._beside(rows[some], left_out[some]) if weight else rows[some]
+            errors[weight] = float(
+                (ridge(both, points[some]).left_out - points[some]).square().sum()
+            )
+        best = min(_WEIGHTS, key=errors.__getitem__)
+        if best == 0:
+            return cls(fixed, None), rows
+        made.scale.copy_(best * unit)
+        return made, made._beside(rows, left_out)
+
+    @classmethod
+    def of_networks(
+        cls, networks: Networks, left_out: Float[Tensor, "n d"]
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n d"]]:
+        """Describe by networks alone; arguments and result as of `joined`."""
+        made = cls(None, networks)
+        made.mean.copy_(left_out.mean(0))
+        made.scale.copy_(_unit_scale(left_out))
+        return made, made._beside(None, left_out)
+
+    @classmethod
+    def of_state(
+        cls, state: Mapping[str, Tensor], length: int, plan: NetworkPlan | None
+    ) -> "SeriesFeatures":
+        """Make them again from their `state_dict`, which may come from anyone.
+
+        Args:
+            state: What was saved.
+            length: As the fixed features were made with.
+            plan: Sizes of the networks, where there are any.
+
+        Raises:
+            ValueError: Sizes that do not fit, or a value that cannot be.
+            KeyError: A tensor is missing.
+            RuntimeError: A tensor is missing, or has another shape than these sizes give it.
+        """
+        below = {
+            name: {
+                key.removeprefix(f"{name}."): tensor
+                for key, tensor in state.items()
+                if key.startswith(f"{name}.")
+            }
+            for name in ("fixed", "networks")
+        }
+        fixed = FixedFeatures.of_state(below["fixed"], length) if below["fixed"] else None
+        networks = None if plan is None else Networks.of_state(below["networks"], plan)
+        made = cls(fixed, networks)
+        made.load_state_dict(dict(state))
+        for name in ("mean", "scale"):
+            if not bool(getattr(made, name).isfinite().all()):
+                raise ValueError(f"{name} holds a value that is not finite")
+        if fixed and networks and fixed.n_channels != len(networks.channel_mean):
+            raise ValueError("fixed features and networks are of other channels")
+        return made
+
+    @property
+    def n_features(self) -> int:
+        """How many features there are."""
+        return len(self.mean) + (0 if self.fixed is None else self.fixed.n_features)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of a series."""
+        if self.fixed is not None:
+            return self.fixed.n_channels
+        assert self.networks is not None
+        return len(self.networks.channel_mean)
+
+    @property
+    def length(self) -> int:
+        """Length that the fixed features were made for; 1 without them."""
+        return 1 if self.fixed is None else self.fixed.length
+
+    def forward(self, x: Float[Tensor, "m l c"], mask: Bool[Tensor, "m l"]) -> Float[Tensor, "m f"]:
+        """Return the features of series, in float32.
+
+        Args:
+            x: Series.
+            mask: True on real positions, which come first, at least one in each series.
+        """
+        rows = None if self.fixed is None else self.fixed(x, mask)
+        if self.networks is None:
+            assert rows is not None
+            return rows
+        return self._beside(rows, self.networks(x, mask))
+
+    def of_unit_vectors(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """Return what unit vectors of the networks are among the features."""
+        return ((z - self.mean) * self.scale).float()
+
+    def _beside(self, rows: Tensor | None, z: Tensor) -> Tensor:
+        own = self.of_unit_vectors(z)
+        return own if rows is None else torch.cat([rows, own], 1)
+
+
+def _unit_scale(left_out: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    deviation = left_out.std(0, correction=0)
+    dim = left_out.shape[1]
+    return torch.where(deviation > 0, 1 / (deviation * dim**0.5), 0.0)

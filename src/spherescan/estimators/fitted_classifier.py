@@ -1,0 +1,124 @@
+"""What a classifier of series has found when it is fitted, and what it computes from it.
+
+Letters: n and m series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes, a of
+them added, c = k + a.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from spherescan.calibration import fit_scale
+from spherescan.estimators.description import SeriesFeatures
+from spherescan.features import added_cosine
+
+TENSORS = (
+    "weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias",
+    "added_reach",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedClassifier:
+    """What fitting found.
+
+    `left_out` are the cosines of training series, `target` their classes, and `described` their
+    features; none where they were not saved. The a classes that were added come last.
+    """
+
+    features: SeriesFeatures
+    weight: Float[Tensor, "f e"]
+    bias: Float[Tensor, " e"]
+    prototypes: Float[Tensor, "k d"]
+    left_out: Float[Tensor, "n c"]
+    target: Int[Tensor, " n"]
+    added_weight: Float[Tensor, "a f"]
+    added_bias: Float[Tensor, " a"]
+    added_reach: Float[Tensor, " a"]
+    scale: float
+    described: Float[Tensor, "n f"] | None
+
+    def points(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m e"]:
+        """Return where series lie among the corners, before they are seen from below."""
+        return described @ self.weight + self.bias
+
+    def cosines(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m c"]:
+        """Return how near series are to all classes."""
+        z = self.points(described)
+        found = seen_from_below(z) @ self.prototypes.T
+        if not len(self.added_bias):
+            return found
+        # One by one: a product of another width may round in another way.
+        t = torch.stack([described @ weight for weight in self.added_weight], 1) + self.added_bias
+        squared = z.square().sum(1, keepdim=True).expand_as(t)
+        return torch.cat([found, added_cosine(t, squared, self.added_reach)], 1)
+
+    def left_out_squared(self, cosines: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:
+        """Return the square of how far from the middle series lie, from their cosines."""
+        seen = torch.linalg.solve(self.prototypes, cosines[:, : len(self.prototypes)].T)
+        return seen[-1].clamp(min=1e-12) ** -2 - 1
+
+
+def expect_sound(
+    tensors: Mapping[str, Tensor | None], n_features: int, n_classes: int, scale: float
+) -> None:
+    """Check what came from a file.
+
+    Raises:
+        ValueError: Shapes that do not fit each other, or a value that cannot be.
+    """
+    prototypes, target = tensors["prototypes"], tensors["target"]
+    added_bias = tensors["added_bias"]
+    assert prototypes is not None
+    assert target is not None
+    assert added_bias is not None
+    n, k, added = target.numel(), n_classes - added_bias.numel(), added_bias.numel()
+    shapes = {
+        "weight": (n_features, k - 1),
+        "bias": (k - 1,),
+        "prototypes": (k, k),
+        "left_out": (n, n_classes),
+        "target": (n,),
+        "added_weight": (added, n_features),
+        "added_bias": (added,),
+        "added_reach": (added,),
+        "described": (n, n_features),
+    }
+    types = {"target": torch.int64, "described": torch.float32}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        wanted = types.get(name, torch.float64)
+        if tensor.shape != shapes[name] or tensor.dtype != wanted or n == 0 or k < 2:
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
+                f"{n_classes} classes and {n_features} features"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds a value that is not finite")
+        if name == "added_reach" and not bool((tensor > 0).all()):
+            raise ValueError("added_reach holds a value that is not above 0")
+        if name == "left_out" and not bool((tensor.abs() <= 1 + 1e-9).all()):
+            raise ValueError("left_out holds a value that is no cosine")
+        if not bool((tensor.abs() <= torch.finfo(torch.float32).max).all()):
+            raise ValueError(f"{name} holds a value that is too large")
+    if not torch.allclose(prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
+        raise ValueError("prototypes holds rows that are no unit vectors")
+    if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
+        raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
+
+
+def scale_of(left_out: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
+    """Fit the scale of probabilities; by Laplace's rule of right and wrong it is never certain."""
+    c = left_out.shape[1]
+    return fit_scale(left_out, target, smoothing=c / ((c - 1) * (len(target) + 2)))
+
+
+def seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
+    """Lift points to height 1 and return the directions in which they lie."""
+    return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1)

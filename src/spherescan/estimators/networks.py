@@ -1,0 +1,289 @@
+"""State-space models that describe series for a ridge, each series by models that never saw it.
+
+Letters: n series, l length, c channels, k classes, d prototype dimension.
+"""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from spherescan.nn import ModelDescription, SequenceModel
+from spherescan.strict_json import typed
+from spherescan.train.in_memory import Plan, Series, fit_series, steps_for
+
+# Longer series are averaged over a few positions: a second or two of a sensor say the same.
+_MOST_POSITIONS = 512
+_D_MODEL, _N_CONVOLUTIONS = 64, 2
+_POOLING = ("attention", "max", "mean")
+# Series in one forward pass.
+_BATCH = 64
+_BATCH_OF_MANY, _MANY = 32, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """How networks are made and trained.
+
+    Attributes:
+        n_networks: How many there are; each learns from all but its share of the series.
+        causal: Whether they read one way, so that a stream can.
+        selective: Whether the scan depends on its input.
+        max_steps: Most steps of each; by the number of series when missing.
+        time_budget: Seconds for all of them together; no limit when missing.
+        early_stopping: Whether the series that a network does not learn from end its training.
+        verbose: Whether to write a line for each tenth of a training to the standard error.
+    """
+
+    n_networks: int
+    causal: bool = False
+    selective: bool = True
+    max_steps: int | None = None
+    time_budget: float | None = None
+    early_stopping: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """Sizes of networks, as plain values that a file can hold.
+
+    Attributes:
+        description: Of each model.
+        n_networks: How many there are.
+        stride: Positions that are averaged to one.
+    """
+
+    description: ModelDescription
+    n_networks: int
+    stride: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values under their names."""
+        return {**asdict(self), "description": self.description.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "NetworkPlan":
+        """Invert `to_json`.
+
+        Raises:
+            ValueError: A field is missing, unknown or of another type.
+        """
+        return typed(cls, dict(values), where="the networks")
+
+
+class Networks(nn.Module):
+    """Describe series by small models, cross-fitted.
+
+    The series are dealt into as many parts as there are models, class by class. A model learns from
+    all parts but one: multi-scale convolutions, one Mamba block that reads both ways, and
+    attention, maximum and mean over positions, trained by the softmax of cosines with fixed
+    prototypes. A training series is described by the unit vector of the one model that did not
+    learn from it, a new one by the mean over all. So what a ridge learns of them holds for new
+    series too.
+
+    Args:
+        plan: Their sizes.
+
+    Raises:
+        ValueError: Sizes that make no model.
+    """
+
+    def __init__(self, plan: NetworkPlan) -> None:
+        super().__init__()
+        self.plan, self.description, self.stride = plan, plan.description, plan.stride
+        n_channels = plan.description.n_channels
+        if n_channels is None or not plan.description.pooling or plan.stride < 1:
+            raise ValueError(f"these networks do not read series: {plan}")
+        generator = Generator().manual_seed(0)
+        self.models = nn.ModuleList(
+            plan.description.build(place=False, generator=generator).eval()
+            for _ in range(plan.n_networks)
+        )
+        self.register_buffer("channel_mean", torch.zeros(n_channels, dtype=torch.float64))
+        self.register_buffer("channel_std", torch.ones(n_channels, dtype=torch.float64))
+        self.channel_mean: Tensor
+        self.channel_std: Tensor
+
+    @classmethod
+    def fitted(
+        cls,
+        x: Float[Tensor, "n l c"],
+        mask: Bool[Tensor, "n l"],
+        target: Int[Tensor, " n"],
+        prototypes: Float[Tensor, "k d"],
+        settings: NetworkSettings,
+        *,
+        generator: Generator,
+    ) -> tuple["Networks", Float[Tensor, "n d"]]:
+        """Train them.
+
+        Returns:
+            The networks, and the unit vector of each series by the one that did not learn from it.
+        """
+        k, dim = prototypes.shape
+        description = ModelDescription(
+            vocab_size=None,
+            n_channels=x.shape[2],
+            d_model=_D_MODEL,
+            n_layers=1,
+            mixer="mamba",
+            d_state=16,
+            d_conv=4,
+            expand=1,
+            dt_rank=None,
+            gate=True,
+            bidirectional=not settings.causal,
+            pooling=_POOLING,
+            n_pool_heads=4,
+            n_prototypes=k,
+            prototype_dim=dim,
+            prototype_init="random",
+            learnable_prototypes=False,
+            n_convolutions=_N_CONVOLUTIONS,
+            selective=settings.selective,
+        )
+        stride = math.ceil(x.shape[1] / _MOST_POSITIONS)
+        made = cls(NetworkPlan(description, settings.n_networks, stride))
+        values = x[mask].double()
+        std = values.std(0, correction=0)
+        made.channel_mean.copy_(values.mean(0))
+        made.channel_std.copy_(torch.where(std > 0, std, 1.0))
+        series = Series(*made.prepared(x, mask), target)
+        part = parts_of(target, settings.n_networks, generator=generator)
+        left_out = torch.zeros(len(target), dim, dtype=torch.float64)
+        clock = _Clock(settings)
+        for index in range(settings.n_networks):
+            model = description.build(generator=generator, place=False)
+            model.head.weight.copy_(prototypes.float())
+            learns, held = (part != index).nonzero()[:, 0], (part == index).nonzero()[:, 0]
+            own = series[learns], series[held]
+            trained = clock.train(index, model, *own, generator=generator)
+            made.models[index] = trained
+            left_out[held] = _unit_vectors(trained, series.x[held], series.mask[held]).double()
+        return made, left_out
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], plan: NetworkPlan) -> "Networks":
+        """Make them again from their `state_dict`, which may come from anyone.
+
+        Raises:
+            ValueError: Sizes that make no model, or a value that cannot be.
+            RuntimeError: A tensor is missing, or has another shape than these sizes give it.
+        """
+        if not 1 <= plan.n_networks <= len(state):
+            raise ValueError(f"{plan.n_networks} networks in {len(state)} tensors")
+        made = cls(plan)
+        made.load_state_dict(dict(state))
+        for name, tensor in made.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} holds a value that is not finite")
+        state = made.state_dict()
+        stds = [tensor for name, tensor in state.items() if name.endswith(("_std", ".std"))]
+        if not all(bool((std > 0).all()) for std in stds):
+            raise ValueError("a standard deviation is not above 0")
+        return made
+
+    def forward(self, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]) -> Float[Tensor, "n d"]:
+        """Return the mean of the unit vectors that the networks give each series, in float64."""
+        x, mask = self.prepared(x, mask)
+        found = [_unit_vectors(model, x, mask).double() for model in self.each()]
+        return torch.stack(found).mean(0)
+
+    def prepared(
+        self, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]
+    ) -> tuple[Float[Tensor, "n s c"], Bool[Tensor, "n s"]]:
+        """Standardise series, and average every `stride` positions to one."""
+        # In float64: a time in seconds since 1970 has no fractions in float32.
+        x = ((x.double() - self.channel_mean) / self.channel_std).masked_fill(~mask[:, :, None], 0)
+        if self.stride > 1:
+            missing = -x.shape[1] % self.stride
+            shape = (len(x), -1, self.stride)
+            x = functional.pad(x, (0, 0, 0, missing)).reshape(*shape, x.shape[2])
+            real = functional.pad(mask, (0, missing)).reshape(shape).sum(2)
+            x, mask = x.sum(2) / real.clamp(min=1)[:, :, None], real > 0
+        return x.float(), mask
+
+    def each(self) -> list[SequenceModel]:
+        """Return the networks."""
+        models = list(self.models)
+        assert all(isinstance(model, SequenceModel) for model in models)
+        return models  # type: ignore[return-value]
+
+
+def parts_of(target: Int[Tensor, " n"], n_parts: int, *, generator: Generator) -> Int[Tensor, " n"]:
+    """Deal series into parts of nearly one size, each class as evenly as it goes."""
+    dealt = torch.empty_like(target)
+    order = torch.argsort(target, stable=True)
+    shuffled = [
+        group[torch.randperm(len(group), generator=generator)]
+        for group in torch.split(order, torch.bincount(target).tolist())
+    ]
+    dealt[torch.cat(shuffled)] = torch.arange(len(target)) % n_parts
+    return dealt
+
+
+def _unit_vectors(
+    model: SequenceModel, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]
+) -> Float[Tensor, "n d"]:
+    with torch.inference_mode():
+        found = [
+            functional.normalize(model.embed(part, mask=part_mask), dim=1)
+            for part, part_mask in zip(
+                torch.split(x, _BATCH), torch.split(mask, _BATCH), strict=True
+            )
+        ]
+    return torch.cat(found)
+
+
+class _Clock:
+    """Shares the time between networks, watches each, and tells of it."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        self.settings = settings
+        self.began = time.perf_counter()
+
+    def train(
+        self,
+        index: int,
+        model: SequenceModel,
+        series: Series,
+        held: Series,
+        *,
+        generator: Generator,
+    ) -> SequenceModel:
+        """Train one network."""
+        settings = self.settings
+        batch = _BATCH_OF_MANY if len(series.target) > _MANY else 16
+        steps = steps_for(len(series.target), batch_size=batch)
+        if settings.max_steps is not None:
+            steps = min(steps, settings.max_steps)
+        seconds = None
+        if settings.time_budget is not None:
+            left = settings.time_budget - (time.perf_counter() - self.began)
+            # What is left is shared by those to come; the first step of each is always taken.
+            seconds = max(0.0, left / (settings.n_networks - index))
+        plan = Plan(
+            steps, batch_size=batch, seconds=seconds, early_stopping=settings.early_stopping
+        )
+        tenths = itertools.count(1)
+        tenth = next(tenths)
+
+        def watch(step: int, loss: float) -> None:
+            nonlocal tenth
+            if settings.verbose and 10 * step >= tenth * steps:
+                tenth = next(tenths)
+                sys.stderr.write(
+                    f"network {index + 1} of {settings.n_networks}, step {step} of {steps}, "
+                    f"loss {loss:.4f}, {time.perf_counter() - self.began:.0f} s\n"
+                )
+
+        return fit_series(model, series, plan, held_out=held, generator=generator, watch=watch)

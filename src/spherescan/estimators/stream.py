@@ -1,0 +1,171 @@
+"""Answers of a classifier while a series comes in, in constant memory.
+
+Letters: c channels, l length, k classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from spherescan.estimators.networks import Networks
+from spherescan.nn import StreamState, extend_stream, read_out_stream, start_stream
+
+# Positions that go through the networks at once: it bounds the memory of a push.
+_PIECE = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value
+class StreamAnswer:
+    """What the classifier says of all samples since the series began.
+
+    Attributes:
+        n_steps: How many samples that is.
+        label: The nearest class.
+        probability: Of that class.
+        probabilities: Of every class, in the order of `classes_`.
+        cosines: With every class.
+    """
+
+    n_steps: int
+    label: Any
+    probability: float
+    probabilities: NDArray[np.float64]
+    cosines: NDArray[np.float64]
+
+
+class ClassifierStream:
+    """Answer at any time what `SequenceClassifier` would answer for everything pushed so far.
+
+    Every sample costs the same time, and nothing is kept but a state of fixed size. The answers do
+    not depend on how samples are put into chunks, up to rounding.
+
+    Args:
+        networks: Networks that read one way.
+        answer: Makes an answer of the number of samples and their mean unit vector.
+    """
+
+    def __init__(
+        self, networks: Networks, answer: Callable[[int, Float[Tensor, "1 d"]], StreamAnswer]
+    ) -> None:
+        self._networks, self._answer = networks, answer
+        self.reset()
+
+    @property
+    def n_steps(self) -> int:
+        """Samples since the series began."""
+        return self._n_steps
+
+    def reset(self) -> None:
+        """Begin a new series."""
+        with torch.inference_mode():
+            self._states = [start_stream(model, batch=1) for model in self._networks.each()]
+        self._n_steps = 0
+        # Samples of the last stride, which the next ones may complete.
+        self._open = torch.zeros(0, len(self._networks.channel_mean), dtype=torch.float64)
+
+    def push(self, samples: ArrayLike) -> StreamAnswer:
+        """Go on with the series, and answer for all of it.
+
+        Args:
+            samples: One of shape (n_channels,), or several of shape (n_channels, n_timepoints), as
+                `fit` has series; of one channel also a number, or several of shape
+                (n_timepoints,). None at all change nothing.
+
+        Raises:
+            ValueError: Another shape, a value that is not finite, or nothing so far; the stream is
+                then as it was before.
+        """
+        rows = self._checked(samples)
+        n_steps = self._n_steps + len(rows)
+        if n_steps == 0:
+            raise ValueError("nothing has been pushed; give at least one sample")
+        networks, stride = self._networks, self._networks.stride
+        with torch.inference_mode():
+            rows = torch.cat([self._open, (rows - networks.channel_mean) / networks.channel_std])
+            whole = len(rows) // stride * stride
+            done = rows[:whole].reshape(-1, stride, rows.shape[1]).mean(1)
+            rest = rows[whole:].clone()
+            states = _extended(networks, self._states, done)
+            # An unfinished stride counts as far as it goes, for this answer alone.
+            seen = _extended(networks, states, rest.mean(0, keepdim=True)) if len(rest) else states
+            found = self._answer(n_steps, _mean_vector(networks, seen))
+        if not np.isfinite(found.cosines).all():
+            raise ValueError("samples so large that the answer is not finite; check their unit")
+        self._states, self._open, self._n_steps = states, rest, n_steps
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that the next answers depend on beside the classifier."""
+        state = {"n_steps": torch.tensor(self._n_steps), "open": self._open}
+        for index, each in enumerate(self._states):
+            state |= {f"{index}/{name}": tensor for name, tensor in each.tensors().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state_dict` was taken, of a stream of this classifier.
+
+        Raises:
+            ValueError: It is of another one; the stream is then as it was before.
+        """
+        expected = self.state_dict()
+        if expected.keys() != state.keys():
+            names = ", ".join(sorted(expected.keys() ^ state.keys())[:3])
+            raise ValueError(f"not a state of a stream of this classifier: it differs in {names}")
+        for name in expected:
+            shape, found = expected[name].shape, state[name].shape
+            if name == "open":  # as many rows as there are samples that no stride is full of
+                shape = torch.Size([int(state["n_steps"]) % self._networks.stride, shape[1]])
+            if found != shape:
+                raise ValueError(f"not a state of a stream of this classifier: {name} is {found}")
+        self._n_steps = int(state["n_steps"])
+        self._open = state["open"].clone()
+        self._states = [
+            each.with_tensors({name: state[f"{index}/{name}"].clone() for name in each.tensors()})
+            for index, each in enumerate(self._states)
+        ]
+
+    def _checked(self, samples: ArrayLike) -> Float[Tensor, "l c"]:
+        n_channels = len(self._networks.channel_mean)
+        try:
+            values = np.asarray(samples, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"samples are no numbers: {error}") from error
+        if n_channels == 1 and values.ndim < 2:
+            values = values.reshape(1, -1)
+        elif values.ndim == 1 and values.size:
+            values = values[:, None]
+        elif values.ndim == 1:
+            values = values.reshape(n_channels, 0)
+        if values.ndim != 2 or len(values) != n_channels:
+            raise ValueError(
+                f"samples have the shape {np.shape(samples)}; wanted ({n_channels},) or "
+                f"({n_channels}, n_timepoints)"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("samples hold a value that is not finite")
+        return torch.from_numpy(values.T.copy())
+
+
+def _extended(
+    networks: Networks, states: list[StreamState], rows: Float[Tensor, "l c"]
+) -> list[StreamState]:
+    for begin in range(0, len(rows), _PIECE):
+        piece = rows[begin : begin + _PIECE].float()
+        pairs = zip(networks.each(), states, strict=True)
+        states = [extend_stream(model, state, piece[None]) for model, state in pairs]
+    return states
+
+
+def _mean_vector(networks: Networks, states: list[StreamState]) -> Float[Tensor, "1 d"]:
+    found = [
+        functional.normalize(read_out_stream(model, state), dim=1).double()
+        for model, state in zip(networks.each(), states, strict=True)
+    ]
+    return torch.stack(found).mean(0)

@@ -1,0 +1,306 @@
+"""State-space models in the classifier: cross-fitted, weighed by a ridge, streamed."""
+
+import numpy as np
+import pytest
+import torch
+
+from spherescan.errors import CheckpointError
+from spherescan.estimators import SequenceClassifier
+from spherescan.estimators.networks import Networks, NetworkSettings, parts_of
+from spherescan.runs import read_checkpoint, write_checkpoint
+
+
+def waves(n=30, length=30, seed=0, channels=2):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    t = np.linspace(0, 6, length)
+    X = np.sin((1 + y[:, None, None]) * t + np.arange(channels)[:, None])
+    return X + 0.3 * rng.standard_normal((n, channels, length)), y
+
+
+QUICK = {"n_features": 84, "n_networks": 2, "max_steps": 40, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def both():
+    return SequenceClassifier(**QUICK).fit(*waves())
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return SequenceClassifier(**QUICK, causal=True).fit(*waves())
+
+
+def test_networks_and_fixed_features_answer_together(both, causal):
+    X, y = waves(30, seed=1)
+    assert both.score(X, y) > 0.9
+    assert causal.score(X, y) > 0.9
+    assert causal._fitted.features.fixed is None
+    assert len(causal._fitted.weight) == 3
+    for fitted in (both, causal):
+        np.testing.assert_allclose(fitted.predict_proba(X).sum(1), 1)
+        np.testing.assert_allclose(np.linalg.norm(fitted.transform(X), axis=1), 1)
+
+
+def test_the_same_seed_gives_the_same_bits(causal):
+    again = SequenceClassifier(**QUICK, causal=True).fit(*waves())
+    X = waves(6, seed=1)[0]
+    assert np.array_equal(again.decision_function(X), causal.decision_function(X))
+
+
+def test_a_series_is_described_by_a_network_that_never_saw_it(monkeypatch):
+    X, y = waves(20)
+    x = torch.from_numpy(X.transpose(0, 2, 1))
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    seen = []
+    from spherescan.estimators import networks
+
+    def fit_series(model, series, plan, **more):
+        seen.append(series.x)
+        return model.eval()
+
+    monkeypatch.setattr(networks, "fit_series", fit_series)
+    made, left_out = Networks.fitted(
+        x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(3),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    rows = made.prepared(x, mask)[0]
+    for index, model in enumerate(made.each()):
+        learned = (rows[:, None] == seen[index][None]).flatten(2).all(2).any(1)
+        assert 0 < int(learned.sum()) < len(rows)
+        z = torch.nn.functional.normalize(model.embed(rows[~learned]), dim=1)
+        assert torch.allclose(left_out[~learned].float(), z, atol=1e-6)
+    assert sum(len(each) for each in seen) == 2 * len(rows)
+
+
+def test_parts_are_even_and_so_is_every_class_in_them():
+    target = torch.tensor([0] * 11 + [1] * 6 + [2])
+    part = parts_of(target, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.bincount(part).tolist() == [5, 5, 4, 4]
+    for label in range(3):
+        counts = torch.bincount(part[target == label], minlength=4)
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_networks_that_say_nothing_are_dropped():
+    X, y = waves(30)
+    fitted = SequenceClassifier(**QUICK | {"max_steps": 1}).fit(X, y)
+    assert fitted._fitted.features.networks is None
+    plain = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    assert np.array_equal(fitted.decision_function(X), plain.decision_function(X))
+
+
+def test_long_series_are_averaged_to_a_few_hundred_positions():
+    x = torch.arange(1300.0)[None, :, None].expand(2, 1300, 1)
+    mask = torch.arange(1300) < torch.tensor([[1300], [1000]])
+    made, _ = Networks.fitted(
+        x, mask, torch.tensor([0, 1]), torch.eye(2), NetworkSettings(2, max_steps=1),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert made.stride == 3
+    rows, kept = made.prepared(x, mask)
+    assert rows.shape == (2, 434, 1)
+    assert kept.sum(1).tolist() == [434, 334]
+    scaled = (x[1, :, 0].double() - made.channel_mean) / made.channel_std
+    assert rows[1, 0, 0] == pytest.approx(float(scaled[:3].mean()))
+    assert rows[1, 333, 0] == pytest.approx(float(scaled[999]))  # one position is left
+
+
+@pytest.mark.parametrize("length", [1, 7, 30])
+def test_a_stream_equals_the_whole_series_at_every_sample(causal, length):
+    X, _ = waves(1, length=length, seed=3)
+    stream = causal.stream()
+    for t in range(length):
+        answer = stream.push(X[0, :, t])
+        whole = causal.decision_function(X[:, :, : t + 1])[0]
+        np.testing.assert_allclose(answer.cosines, whole, atol=1e-5)
+        np.testing.assert_allclose(
+            answer.probabilities, causal.predict_proba(X[:, :, : t + 1])[0], atol=1e-4
+        )
+        assert answer.label == causal.predict(X[:, :, : t + 1])[0]
+        assert answer.n_steps == stream.n_steps == t + 1
+
+
+def test_a_stream_of_a_long_series_equals_the_whole_in_the_middle_of_a_stride():
+    X, y = waves(12, length=1100, channels=1)
+    causal = SequenceClassifier(**QUICK | {"max_steps": 3}, causal=True).fit(X, y)
+    assert causal._fitted.features.networks.stride == 3
+    stream = causal.stream()
+    for begin, end in ((0, 1), (1, 2), (2, 3), (3, 10), (10, 1100)):
+        answer = stream.push(X[0, :, begin:end])
+        np.testing.assert_allclose(
+            answer.cosines, causal.decision_function(X[:1, :, :end])[0], atol=1e-5
+        )
+
+
+def test_a_stream_goes_on_where_its_state_was_taken(causal):
+    X, _ = waves(1, seed=4)
+    stream, other = causal.stream(), causal.stream()
+    stream.push(X[0, :, :11])
+    state = stream.state_dict()
+    other.load_state_dict(state)
+    answers = [each.push(X[0, :, 11:]) for each in (stream, other)]
+    assert np.array_equal(answers[0].cosines, answers[1].cosines)
+    assert answers[1].n_steps == 30
+    with pytest.raises(ValueError, match="not a state"):
+        other.load_state_dict({**state, "open": torch.zeros(5, 2)})
+    with pytest.raises(ValueError, match="not a state"):
+        other.load_state_dict({"n_steps": torch.tensor(3)})
+    stream.reset()
+    assert stream.n_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([], "nothing has been pushed"),
+        ([1.0, 2.0, 3.0], r"wanted \(2,\)"),
+        ([1.0, np.nan], "not finite"),
+        (["a", "b"], "no numbers"),
+        (np.zeros((3, 4)), r"shape \(3, 4\)"),
+        (np.zeros((2, 3, 4)), "shape"),
+    ],
+)
+def test_samples_that_are_none_change_nothing(causal, samples, message):
+    stream = causal.stream()
+    with pytest.raises(ValueError, match=message):
+        stream.push(samples)
+    assert stream.n_steps == 0
+    assert stream.push([0.1, 0.2]).n_steps == 1
+
+
+def test_a_classifier_that_needs_whole_series_has_no_stream(both):
+    for fitted in (both, SequenceClassifier(n_features=84).fit(*waves())):
+        with pytest.raises(ValueError, match="causal=True"):
+            fitted.stream()
+
+
+@pytest.mark.parametrize("name", ["both", "causal"])
+def test_what_is_saved_answers_with_the_same_bits(tmp_path, request, name):
+    made = request.getfixturevalue(name)
+    path = tmp_path / "model.safetensors"
+    made.save(path)
+    again = SequenceClassifier.load(path)
+    X = waves(9, seed=5)[0]
+    assert again.get_params() == made.get_params()
+    assert np.array_equal(again.decision_function(X), made.decision_function(X))
+    if name == "causal":
+        assert np.array_equal(again.stream().push(X[0]).cosines, made.stream().push(X[0]).cosines)
+
+
+def test_a_forged_file_is_refused(tmp_path, causal):
+    causal.save(tmp_path / "good")
+    good = read_checkpoint(tmp_path / "good")
+
+    def refused(reason, state=None, **tensors):
+        changed = {name.replace("__", "."): value for name, value in tensors.items()}
+        kept = {n: t for n, t in (good.tensors | changed).items() if t is not None}
+        write_checkpoint(tmp_path / "bad", kept, good.state if state is None else state)
+        with pytest.raises(CheckpointError, match=reason):
+            SequenceClassifier.load(tmp_path / "bad")
+        (tmp_path / "bad").unlink()
+
+    plan = good.state["plan"]
+
+    def with_plan(**changes):
+        return good.state | {"plan": {**plan, **changes}}
+
+    refused("needs fixed features or networks", state=good.state | {"plan": None})
+    refused("description", state=with_plan(description=None))
+    refused("n_networks", state=with_plan(n_networks="2"))
+    refused("networks in", state=with_plan(n_networks=10**9))
+    refused("networks in", state=with_plan(n_networks=0))
+    refused("Missing key", state=with_plan(n_networks=3))
+    refused("do not read series", state=with_plan(stride=0))
+    larger = {**plan["description"], "d_model": 2**40}
+    refused("memory", state=with_plan(description=larger))
+    wide = {**plan["description"], "n_channels": 5}
+    refused("size mismatch", state=with_plan(description=wide))
+    tokens = {**plan["description"], "vocab_size": 5, "n_channels": None}
+    refused("do not read series", state=with_plan(description=tokens))
+    name = "features.networks.models.0.projection.weight"
+    refused("not finite", **{name.replace(".", "__"): good.tensors[name] / 0})
+    refused("deviation", features__networks__channel_std=torch.zeros(2, dtype=torch.float64))
+    refused("scale holds", features__scale=torch.full((3,), torch.nan, dtype=torch.float64))
+
+
+def test_classes_and_series_can_be_added(both, causal):
+    X, y = waves(40, seed=6)
+    for made in (both, causal):
+        first = SequenceClassifier(**made.get_params()).fit(X[y < 2], y[y < 2])
+        before = first.decision_function(X)
+        first.add_classes(X[y == 2][:5], y[y == 2][:5])
+        after = first.decision_function(X)
+        assert np.array_equal(after[:, 1] - after[:, 0], before)
+        more = SequenceClassifier(**made.get_params()).fit(*waves(30))
+        assert more.partial_fit(X, y).score(*waves(30, seed=8)) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"n_networks": 1}, ValueError, "at least 2"),
+        ({"n_networks": -2}, ValueError, "at least 2"),
+        ({"n_networks": 2.0}, TypeError, "whole number"),
+        ({"n_networks": 0, "causal": True}, ValueError, "networks are what reads a stream"),
+        ({"max_steps": 0}, ValueError, "at least 1"),
+        ({"max_steps": "9"}, TypeError, "whole number"),
+        ({"time_budget": 0}, ValueError, "above 0"),
+        ({"time_budget": float("nan")}, ValueError, "above 0"),
+        ({"time_budget": "1"}, TypeError, "number of seconds"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_fitted(
+    settings, error, message
+):
+    with pytest.raises(error, match=message):
+        SequenceClassifier(**QUICK | settings).fit(*waves())
+
+
+def test_progress_is_told_when_it_is_asked_for(capsys):
+    X, y = waves(12)
+    SequenceClassifier(**QUICK, verbose=1).fit(X, y)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 20
+    assert lines[-1].startswith("network 2 of 2, step 40 of 40, loss ")
+    SequenceClassifier(**QUICK).fit(X, y)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
+    from spherescan.estimators import networks
+
+    budgets = []
+
+    def fit_series(model, series, plan, **more):
+        budgets.append(plan.seconds)
+        now[0] += 3.0
+        return model.eval()
+
+    now = [0.0]
+    monkeypatch.setattr(networks.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(networks, "fit_series", fit_series)
+    settings = {"n_networks": 3, "time_budget": 12, "n_features": 84, "causal": True}
+    SequenceClassifier(**settings).fit(*waves(12))
+    assert budgets == [4.0, 4.5, 6.0]
+
+
+def test_early_stopping_and_time_invariant_models_fit_too():
+    X, y = waves(24)
+    made = SequenceClassifier(**QUICK, early_stopping=True, selective=False, causal=True).fit(X, y)
+    model = made._fitted.features.networks.each()[0]
+    assert not model.layers[0].mixer.selective
+    assert made.score(*waves(24, seed=9)) > 0.8
+    stream = made.stream()
+    np.testing.assert_allclose(
+        stream.push(X[0]).cosines, made.decision_function(X[:1])[0], atol=1e-5
+    )
+
+
+def test_a_class_of_one_series_and_sets_smaller_than_parts_are_fitted():
+    X, y = waves(7)
+    y = np.array([0, 0, 0, 0, 1, 1, 2])
+    made = SequenceClassifier(**QUICK | {"n_networks": 4, "max_steps": 2}, causal=True).fit(X, y)
+    assert made.predict(X).shape == (7,)
+    pair = SequenceClassifier(**QUICK | {"max_steps": 2}, causal=True).fit(X[:2], [0, 1])
+    assert pair.predict(X).shape == (7,)
