@@ -5,6 +5,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
 
 
-@parametrize_with_checks([SequenceClassifier(n_features=252), SequenceRegressor(n_features=252)])
+@parametrize_with_checks(
+    [
+        SequenceClassifier(n_features=252),
+        SequenceClassifier(n_features=84, n_networks=2, max_steps=1),
+        SequenceRegressor(n_features=252),
+    ]
+)
 def test_what_scikit_learn_expects(estimator, check):
     check(estimator)

@@ -241,6 +241,7 @@ def test_classes_and_series_can_be_added(both, causal):
     [
         ({"n_networks": 1}, ValueError, "at least 2"),
         ({"n_networks": -2}, ValueError, "at least 2"),
+        ({"n_networks": "many"}, ValueError, 'number or "auto"'),
         ({"n_networks": 2.0}, TypeError, "whole number"),
         ({"n_networks": 0, "causal": True}, ValueError, "networks are what reads a stream"),
         ({"max_steps": 0}, ValueError, "at least 1"),
@@ -283,6 +284,20 @@ def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
     settings = {"n_networks": 3, "time_budget": 12, "n_features": 84, "causal": True}
     SequenceClassifier(**settings).fit(*waves(12))
     assert budgets == [4.0, 4.5, 6.0]
+
+
+def test_few_series_get_no_networks_unless_they_are_to_be_streamed(tmp_path, monkeypatch):
+    from spherescan.estimators import classifier
+
+    few = {"n_features": 84, "max_steps": 40, "random_state": 0}
+    assert SequenceClassifier(**few).fit(*waves(30))._fitted.features.networks is None
+    streamed = SequenceClassifier(**few, causal=True).fit(*waves(30))
+    assert len(streamed._fitted.features.networks.each()) == 4
+    monkeypatch.setattr(classifier, "_MANY_SERIES", 30)
+    many = SequenceClassifier(**few).fit(*waves(30))
+    assert len(many._fitted.features.networks.each()) == 4
+    many.save(tmp_path / "many")
+    assert SequenceClassifier.load(tmp_path / "many").n_networks == "auto"
 
 
 def test_early_stopping_and_time_invariant_models_fit_too():

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class SavedClassifier(Saved):
         ValueError: Labels of a type that JSON has no value for, or a number below 0.
     """
 
-    n_networks: int
+    n_networks: int | Literal["auto"]
     causal: bool
     selective: bool
     max_steps: int | None
