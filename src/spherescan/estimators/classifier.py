@@ -17,7 +17,7 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import estimator_html_repr
+from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
@@ -95,6 +95,9 @@ class SequenceClassifier(
         reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
             so many were added, `save` writes the features of the training series too, 4 bytes
             each. In memory there is always room.
+        missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
+            them by straight lines between the values that there are. A channel that is missing
+            altogether gets its mean over the training series.
         random_state: Seed of the kernels; see scikit-learn's glossary.
 
     Attributes:
@@ -130,6 +133,7 @@ class SequenceClassifier(
     early_stopping: bool
     reserve_classes: int
     verbose: bool | int
+    missing: str
     random_state: int | np.random.RandomState | None
     classes_: NDArray[Any]
     _fitted: FittedClassifier
@@ -147,6 +151,7 @@ class SequenceClassifier(
         early_stopping: bool = False,
         reserve_classes: int = 0,
         verbose: bool | int = False,
+        missing: str = "refuse",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_features = n_features
@@ -158,6 +163,7 @@ class SequenceClassifier(
         self.early_stopping = early_stopping
         self.verbose = verbose
         self.reserve_classes = reserve_classes
+        self.missing = missing
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> "SequenceClassifier":
@@ -467,6 +473,12 @@ class SequenceClassifier(
         }
         return shown + short_form(facts)
 
+    def __sklearn_tags__(self) -> Tags:
+        """Say whether values may be missing."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "mask"
+        return tags
+
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has come to its end."""
         return "_fitted" in self.__dict__
@@ -533,6 +545,7 @@ class SequenceClassifier(
                 early_stopping=saved.early_stopping,
                 verbose=saved.verbose,
                 reserve_classes=saved.reserve_classes,
+                missing=saved.missing,
                 random_state=saved.random_state,
             )
             saved.restore(made, features)

@@ -19,7 +19,7 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
-from sklearn.utils import estimator_html_repr
+from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
@@ -75,6 +75,9 @@ class SequenceRegressor(
             its differences; Hydra's come on top.
         margin: How far beyond the training values predictions may go on each side, in widths of
             their range, from 0.01 to 1000.
+        missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
+            them by straight lines between the values that there are. A channel that is missing
+            altogether gets its mean over the training series.
         random_state: Seed of the kernels; see scikit-learn's glossary.
 
     Attributes:
@@ -100,6 +103,7 @@ class SequenceRegressor(
 
     n_features: int
     margin: float
+    missing: str
     random_state: int | np.random.RandomState | None
     _fitted: _Fitted
 
@@ -109,10 +113,12 @@ class SequenceRegressor(
         *,
         n_features: int = 5040,
         margin: float = 0.5,
+        missing: str = "refuse",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_features = n_features
         self.margin = margin
+        self.missing = missing
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> "SequenceRegressor":
@@ -232,6 +238,12 @@ class SequenceRegressor(
         }
         return shown + short_form(facts)
 
+    def __sklearn_tags__(self) -> Tags:
+        """Say whether values may be missing."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "mask"
+        return tags
+
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has come to its end."""
         return "_fitted" in self.__dict__
@@ -274,6 +286,7 @@ class SequenceRegressor(
             made = cls(
                 n_features=saved.n_features,
                 margin=_margin_of(saved.margin),
+                missing=saved.missing,
                 random_state=saved.random_state,
             )
             saved.restore(made, features)

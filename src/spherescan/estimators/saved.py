@@ -30,6 +30,8 @@ class Saved:
     length: int
     n_features_in: int | None
     feature_names: tuple[str, ...]
+    missing: Literal["refuse", "mask"]
+    channel_means: tuple[float, ...] | None
 
     @staticmethod
     def common(estimator: BaseEstimator, features: Described) -> dict[str, Any]:
@@ -40,13 +42,18 @@ class Saved:
             "length": features.length,
             "n_features_in": getattr(estimator, "n_features_in_", None),
             "feature_names": tuple(getattr(estimator, "feature_names_in_", ())),
+            "missing": estimator.missing,
+            "channel_means": tuple(estimator.channel_means_.tolist())
+            if estimator.missing == "mask"
+            else None,
         }
 
     def restore(self, estimator: BaseEstimator, features: Described) -> None:
         """Give a new estimator what fitting to X gave the saved one.
 
         Raises:
-            ValueError: A length below 1, or names of another number of columns.
+            ValueError: A length below 1, names of another number of columns, or means of another
+                number of channels.
         """
         n, names = self.n_features_in, self.feature_names
         if (n is not None and n < 1) or (names and len(names) != n):
@@ -56,6 +63,11 @@ class Saved:
         if self.feature_names:
             estimator.feature_names_in_ = np.array(self.feature_names, dtype=object)
         estimator.n_channels_ = features.n_channels
+        if self.missing == "mask":
+            means = np.array(self.channel_means or (), dtype=np.float64)
+            if len(means) != features.n_channels or not np.isfinite(means).all():
+                raise ValueError(f"{len(means)} finite means of {features.n_channels} channels")
+            estimator.channel_means_ = means
 
     def state(self, estimator: str) -> dict[str, Any]:
         """Return it as JSON has it, with the name of the estimator."""

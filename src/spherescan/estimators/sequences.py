@@ -35,7 +35,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     """Check X as scikit-learn does and return it as one tensor.
 
     Args:
-        estimator: Remembers `n_channels_`, and of two-dimensional X `n_features_in_`.
+        estimator: Has the setting `missing`. Remembers `n_channels_`, of two-dimensional X
+            `n_features_in_`, and where values may be missing `channel_means_`.
         X: An array (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), whatever
             scikit-learn takes for the latter, or a list or an object array of arrays (n_channels,
             n_timepoints) or (n_timepoints,) whose lengths differ.
@@ -45,7 +46,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         ValueError: Something that is no finite number, nothing at all, or not what was remembered.
         TypeError: A sparse matrix, or values of a type that is no number.
     """
-    series = _series(estimator, X, reset=reset)
+    masked = _may_miss(estimator)
+    series = _series(estimator, X, reset=reset, masked=masked)
     n_channels = series[0].shape[0]
     if reset:
         estimator.n_channels_ = n_channels
@@ -55,6 +57,11 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
                 f"series {index} of X has {values.shape[0]} channels, but "
                 f"{type(estimator).__name__} is expecting {estimator.n_channels_}"
             )
+    if masked:
+        if reset:
+            estimator.channel_means_ = _means(series)
+        series = [_filled(values, estimator.channel_means_) for values in series]
+    for index, values in enumerate(series):
         if np.abs(values).max() > np.finfo(np.float32).max:
             raise ValueError(
                 f"series {index} of X holds a value too large for dtype('float32'); rescale it"
@@ -62,18 +69,68 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     return _stacked(series)
 
 
-def _series(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
-    if any(np.ma.is_masked(values) for values in (X if isinstance(X, list | tuple) else [X])):
-        raise ValueError("X has masked values; fill them in or remove the series")
-    series = _ragged(X)
-    if series is None and getattr(X, "ndim", 2) != 3:
-        array = validate_data(estimator, X, reset=reset, dtype=np.float64)
+def _may_miss(estimator: BaseEstimator) -> bool:
+    """Return whether values may be missing.
+
+    Raises:
+        ValueError: An unknown setting.
+    """
+    if estimator.missing not in {"refuse", "mask"}:
+        raise ValueError(f'missing is {estimator.missing!r}; it must be "refuse" or "mask"')
+    return bool(estimator.missing == "mask")
+
+
+def _means(series: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the mean of each channel over the values that there are.
+
+    Raises:
+        ValueError: A channel without any.
+    """
+    n = np.sum([np.isfinite(values).sum(1) for values in series], axis=0)
+    if not n.all():
+        raise ValueError(f"channel {int(np.argmin(n))} of X has no value in any series")
+    means: NDArray[np.float64] = np.sum([np.nansum(v, axis=1) for v in series], axis=0) / n
+    return means
+
+
+def _filled(values: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Read over missing values by straight lines; before the first and after the last, as it is.
+
+    A channel that is missing altogether gets the mean that it had in training.
+    """
+    if not np.isnan(values).any():
+        return values
+    filled = values.copy()
+    time = np.arange(values.shape[1])
+    for row, mean in zip(filled, means, strict=True):
+        there = np.isfinite(row)
+        row[~there] = np.interp(time[~there], time[there], row[there]) if there.any() else mean
+    return filled
+
+
+def _series(
+    estimator: BaseEstimator, X: Any, *, reset: bool, masked: bool
+) -> list[NDArray[np.float64]]:
+    several = X if isinstance(X, list | tuple) else [X]
+    if masked:
+        several = [_unmasked(values) for values in several]
+    if any(np.ma.is_masked(values) for values in several):
+        raise ValueError('X has masked values; fill them in, or set missing="mask"')
+    given = several if isinstance(X, list | tuple) else several[0]
+    finite: Any = "allow-nan" if masked else True
+    series = _ragged(given, finite)
+    if series is None and getattr(given, "ndim", 2) != 3:
+        array = validate_data(
+            estimator, given, reset=reset, dtype=np.float64, ensure_all_finite=finite
+        )
         return list(array[:, None, :])
     if reset:  # of an earlier fit to X of two axes
         for name in ("n_features_in_", "feature_names_in_"):
             vars(estimator).pop(name, None)
     if series is None:
-        array = check_array(X, dtype=np.float64, allow_nd=True, estimator=estimator)
+        array = check_array(
+            given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=finite
+        )
         if 0 in array.shape:
             raise ValueError(f"X has the shape {array.shape}; every series needs a value")
         series = list(array)
@@ -175,20 +232,27 @@ def described(estimator: BaseEstimator, features: nn.Module, X: Any) -> Float[Te
     return found
 
 
-def _ragged(X: Any) -> list[NDArray[np.float64]] | None:
+def _unmasked(values: Any) -> Any:
+    """Return an array whose masked values are NaN; anything else as it is."""
+    if not np.ma.is_masked(values):
+        return values
+    return np.ma.filled(values.astype(np.float64), np.nan)
+
+
+def _ragged(X: Any, finite: Any) -> list[NDArray[np.float64]] | None:
     """Return the series of a list of arrays, or of lists of two levels or of several lengths.
 
     Nothing of a list of lists of as many numbers each: that is an array of two axes.
     """
     if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
-        return _ragged(X.tolist())  # an array of series, as some libraries hand them out
+        return _ragged(X.tolist(), finite)  # an array of series, as some libraries hand them out
     if not isinstance(X, list | tuple) or not X:
         return None
     if not any(isinstance(values, np.ndarray) for values in X):
         shapes = {_shape(values) for values in X}
         if len(shapes) == 1 and len(next(iter(shapes))) < 2:
             return None
-    return [_one(index, values) for index, values in enumerate(X)]
+    return [_one(index, values, finite) for index, values in enumerate(X)]
 
 
 def _shape(values: Any) -> tuple[int, ...]:
@@ -198,7 +262,7 @@ def _shape(values: Any) -> tuple[int, ...]:
         return (0, 0, 0)
 
 
-def _one(index: int, values: Any) -> NDArray[np.float64]:
+def _one(index: int, values: Any, finite: Any) -> NDArray[np.float64]:
     shape = _shape(values)
     if len(shape) not in {1, 2}:
         raise ValueError(
@@ -206,7 +270,12 @@ def _one(index: int, values: Any) -> NDArray[np.float64]:
             "or (n_timepoints,)"
         )
     array = check_array(
-        values, dtype=np.float64, ensure_2d=False, ensure_min_samples=0, input_name=f"X[{index}]"
+        values,
+        dtype=np.float64,
+        ensure_2d=False,
+        ensure_min_samples=0,
+        ensure_all_finite=finite,
+        input_name=f"X[{index}]",
     )
     array = array[None] if array.ndim == 1 else array
     if 0 in array.shape:

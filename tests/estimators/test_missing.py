@@ -1,0 +1,111 @@
+"""Values that are missing: refused unless one says that they may be."""
+
+import numpy as np
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from spherescan.errors import CheckpointError
+from spherescan.estimators import SequenceClassifier, SequenceRegressor
+from spherescan.runs import read_checkpoint, write_checkpoint
+
+QUICK = {"n_features": 84, "random_state": 0}
+
+
+def waves(n=30, length=40, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    t = np.linspace(0, 6, length)
+    X = np.sin((1 + y[:, None, None]) * t + np.arange(2)[:, None])
+    return X + 0.1 * rng.standard_normal((n, 2, length)), y
+
+
+def holes(X, share=0.2, seed=1):
+    gone = np.random.default_rng(seed).random(X.shape) < share
+    return np.where(gone, np.nan, X)
+
+
+@parametrize_with_checks([SequenceClassifier(n_features=84, missing="mask")])
+def test_what_scikit_learn_expects(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", [SequenceClassifier(**QUICK), SequenceRegressor(**QUICK)])
+def test_they_are_refused_unless_they_may_be(estimator):
+    X, y = waves()
+    with pytest.raises(ValueError, match="NaN"):
+        estimator.fit(holes(X), y)
+    with pytest.raises(ValueError, match='set missing="mask"'):
+        estimator.fit(np.ma.masked_array(X, np.isnan(holes(X))), y)
+    with pytest.raises(ValueError, match='must be "refuse" or "mask"'):
+        estimator.set_params(missing="drop").fit(X, y)
+    with pytest.raises(ValueError, match="infinity"):
+        estimator.set_params(missing="mask").fit(np.where(holes(X) > 1, np.inf, X), y)
+
+
+def test_holes_are_read_over_by_straight_lines():
+    X, y = waves()
+    made = SequenceClassifier(**QUICK, missing="mask").fit(X, y)
+    t = np.arange(40.0)
+    line = np.stack([2 * t - 3, 5 - t])
+    gaps = line.copy()
+    gaps[0, 4:9], gaps[1, [3, 20, 21]] = np.nan, np.nan
+    assert np.array_equal(made.decision_function([gaps]), made.decision_function([line]))
+    ends = line.copy()
+    ends[0, :3], ends[1, 38:] = line[0, 3], line[1, 37]
+    gaps = ends.copy()
+    gaps[0, :3], gaps[1, 38:] = np.nan, np.nan
+    assert np.array_equal(made.decision_function([gaps]), made.decision_function([ends]))
+    empty, mean = line.copy(), line.copy()
+    empty[1], mean[1] = np.nan, X[:, 1].mean()
+    np.testing.assert_allclose(
+        made.decision_function([empty]), made.decision_function([mean]), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("form", ["array", "masked", "list", "masked list"])
+def test_every_form_of_holes_gives_the_same_answers(form):
+    X, y = waves()
+    gaps = holes(X)
+    forms = {
+        "array": gaps,
+        "masked": np.ma.masked_array(X, np.isnan(gaps)),
+        "list": list(gaps),
+        "masked list": [np.ma.masked_array(x, np.isnan(g)) for x, g in zip(X, gaps, strict=True)],
+    }
+    made = SequenceClassifier(**QUICK, missing="mask").fit(forms[form], y)
+    again = SequenceClassifier(**QUICK, missing="mask").fit(gaps, y)
+    assert np.array_equal(made.decision_function(forms[form]), again.decision_function(gaps))
+    test = waves(seed=5)
+    assert made.score(holes(test[0], seed=6), test[1]) > 0.9
+
+
+def test_without_holes_it_is_as_if_none_could_be():
+    X, y = waves()
+    plain = SequenceClassifier(**QUICK).fit(X, y)
+    made = SequenceClassifier(**QUICK, missing="mask").fit(X, y)
+    assert np.array_equal(plain.decision_function(X), made.decision_function(X))
+
+
+def test_a_channel_that_nobody_has_seen_is_named():
+    X, y = waves()
+    X[:, 1] = np.nan
+    with pytest.raises(ValueError, match="channel 1 of X has no value in any series"):
+        SequenceClassifier(**QUICK, missing="mask").fit(X, y)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+def test_what_is_saved_fills_in_the_same(tmp_path, kind):
+    X, y = waves()
+    made = kind(**QUICK, missing="mask").fit(holes(X), y)
+    made.save(tmp_path / "good")
+    again = kind.load(tmp_path / "good")
+    gaps = holes(X, seed=3)
+    gaps[0, 1] = np.nan
+    assert np.array_equal(again.transform(gaps), made.transform(gaps))
+    good = read_checkpoint(tmp_path / "good")
+    for means in (None, [1.0], [1.0, "a"]):
+        state = good.state | {"channel_means": means}
+        write_checkpoint(tmp_path / "bad", good.tensors, state)
+        with pytest.raises(CheckpointError, match="means"):
+            kind.load(tmp_path / "bad")
+        (tmp_path / "bad").unlink()
