@@ -146,6 +146,16 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
         other.load_state_dict({**state, "open": torch.zeros(5, 2)})
     with pytest.raises(ValueError, match="not a state"):
         other.load_state_dict({"n_steps": torch.tensor(3)})
+    for name, value in (
+        ("n_steps", torch.tensor(-3)), ("open", state["open"].float()),
+        ("0/mixers/0/ssm", 0 * state["0/mixers/0/ssm"] / 0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="not a state"):
+            other.load_state_dict({**state, name: value})
+    another = SequenceClassifier(**QUICK | {"random_state": 1}, causal=True).fit(*waves()).stream()
+    with pytest.raises(ValueError, match="of another classifier"):
+        another.load_state_dict(state)
+    assert other.n_steps == 30
     stream.reset()
     assert stream.n_steps == 0
 
@@ -208,12 +218,20 @@ def test_a_forged_file_is_refused(tmp_path, causal):
     refused("needs fixed features or networks", state=good.state | {"plan": None})
     refused("description", state=with_plan(description=None))
     refused("n_networks", state=with_plan(n_networks="2"))
-    refused("networks in", state=with_plan(n_networks=10**9))
-    refused("networks in", state=with_plan(n_networks=0))
-    refused("Missing key", state=with_plan(n_networks=3))
-    refused("do not read series", state=with_plan(stride=0))
-    larger = {**plan["description"], "d_model": 2**40}
-    refused("memory", state=with_plan(description=larger))
+    refused("do not fit into", state=with_plan(n_networks=10**9))
+    refused("do not fit into", state=with_plan(n_networks=0))
+    refused("do not fit into", state=with_plan(n_networks=3))
+    refused("Unexpected key", state=with_plan(n_networks=1))
+    refused("the stride 0 is outside", state=with_plan(stride=0))
+    refused("the stride .* is outside", state=with_plan(stride=2**62))
+    for d_model in (2**40, 4000):
+        larger = {**plan["description"], "d_model": d_model}
+        refused("do not fit into", state=with_plan(description=larger))
+    nothing = {**plan["description"], "d_model": 0}
+    refused("must be at least 1", state=with_plan(description=nothing))
+    refused("at least 2", state=good.state | {"n_networks": 1})
+    refused("above 0", state=good.state | {"time_budget": -1.0})
+    refused("of another classifier", state=good.state | {"causal": False})
     wide = {**plan["description"], "n_channels": 5}
     refused("size mismatch", state=with_plan(description=wide))
     tokens = {**plan["description"], "vocab_size": 5, "n_channels": None}
@@ -247,6 +265,7 @@ def test_classes_and_series_can_be_added(both, causal):
         ({"max_steps": 0}, ValueError, "at least 1"),
         ({"max_steps": "9"}, TypeError, "whole number"),
         ({"time_budget": 0}, ValueError, "above 0"),
+        ({"time_budget": float("inf")}, ValueError, "above 0"),
         ({"time_budget": float("nan")}, ValueError, "above 0"),
         ({"time_budget": "1"}, TypeError, "number of seconds"),
     ],
@@ -317,5 +336,33 @@ def test_a_class_of_one_series_and_sets_smaller_than_parts_are_fitted():
     y = np.array([0, 0, 0, 0, 1, 1, 2])
     made = SequenceClassifier(**QUICK | {"n_networks": 4, "max_steps": 2}, causal=True).fit(X, y)
     assert made.predict(X).shape == (7,)
-    pair = SequenceClassifier(**QUICK | {"max_steps": 2}, causal=True).fit(X[:2], [0, 1])
-    assert pair.predict(X).shape == (7,)
+    for n in (2, 3):
+        few = SequenceClassifier(**QUICK | {"n_networks": 4, "max_steps": 2}, causal=True)
+        assert few.fit(X[:n], [0, 1, 1][:n]).predict(X).shape == (7,)
+
+
+def test_early_stopping_looks_at_series_of_its_own(monkeypatch):
+    from spherescan.estimators import networks
+
+    looks = []
+
+    def fit_series(model, series, plan, held_out=None, **more):
+        looks.append((series, held_out, plan.early_stopping))
+        return model.eval()
+
+    monkeypatch.setattr(networks, "fit_series", fit_series)
+    X, y = waves(60)
+    x, mask = torch.from_numpy(X.transpose(0, 2, 1)), torch.ones(60, 30, dtype=torch.bool)
+    made, _ = Networks.fitted(
+        x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(2, early_stopping=True),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    for learned, held, stops in looks:
+        assert stops
+        assert (len(learned.target), len(held.target)) == (27, 3)
+    # What neither has seen is what the network describes.
+    seen = [torch.cat([learned.x, held.x]) for learned, held, _ in looks]
+    rows = made.prepared(x, mask)[0]
+    known = [(rows[:, None] == each[None]).flatten(2).all(2).any(1) for each in seen]
+    assert [int(each.sum()) for each in known] == [30, 30]
+    assert bool((known[0] ^ known[1]).all())

@@ -49,7 +49,11 @@ def test_without_series_it_is_about_those_of_training_left_out(classifier, tmp_p
     counts = np.array(drawn["confusion"]["data"][0]["customdata"])
     assert counts.trace() == (left_out == target).sum()
     assert counts.sum() == 60
-    assert "each left out" in path.read_text()
+    text = path.read_text()
+    assert "each left out" in text
+    # What was fitted to these very series is said to be.
+    assert "scale of its answers was fitted to these series" in text
+    assert "Measured on the series that set their sizes" in text
 
 
 def test_with_series_it_is_about_these(classifier, tmp_path):

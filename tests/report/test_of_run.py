@@ -85,6 +85,34 @@ def test_the_verb_prints_the_path_and_replaces_its_page_only(surgery_run, tmp_pa
     assert main(["report", str(surgery_run), "nowhere.ts"]) == 3
 
 
+def test_a_run_that_was_changed_or_forked_does_not_promise_the_same(tmp_path):
+    run = finished(tmp_path, run__steps=4)
+    assert main(["resume", str(run), "--run.steps=6", "--quiet"]) == 0
+    page = page_of_run(run, which=4)
+    assert "changed on its way: run.steps" in next(iter(page.commands))
+    assert page.commands["This page again"].endswith("--checkpoint 4")
+    fork = tmp_path / "fork"
+    assert main(["fork", str(run), str(fork), "--step=6"]) == 0
+    assert "this one is a fork" in next(iter(page_of_run(fork).commands))
+
+
+@pytest.mark.parametrize("name", ["my{x}.ts", "{items.__class__}.ts", "{.ts"])
+def test_a_name_with_braces_is_a_name(surgery_run, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes((surgery_run.parent / "train.ts").read_bytes())
+    page = page_of_run(surgery_run, data=str(path))
+    assert f"Of 24 series of {path}, " in sections(page)["confusion"].text
+
+
+@pytest.mark.parametrize(
+    "event", ['{"kind":"stop"}', '{"kind":"start","time":"2026-01-01","environment":[1]}']
+)
+def test_events_that_make_no_sense_are_as_none(tmp_path, event):
+    run = finished(tmp_path, run__steps=2)
+    (run / "events.jsonl").write_text('{"run_id":"x","seq":0,' + event[1:] + "\n")
+    assert "is not recorded" in str(page_of_run(run).facts)
+
+
 def test_unknown_series_are_those_given(surgery_run):
     data = str(surgery_run.parent / "train.ts")
     page = page_of_run(surgery_run, unknown=data)

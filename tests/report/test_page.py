@@ -86,6 +86,11 @@ def test_a_place_that_is_none_is_refused(tmp_path, name, message):
         page_path(tmp_path / name)
 
 
+def test_a_lone_surrogate_in_a_name_can_be_written(tmp_path):
+    write_page(page([Section("one", "\ud800x", "text")]), tmp_path / "page.html")
+    assert "\\ud800x" in (tmp_path / "page.html").read_text()
+
+
 def test_a_missing_library_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(ConfigError, match=r"pip install \"spherescan\[report\]\""):

@@ -1,5 +1,6 @@
 """What pictures show, against values counted by hand; plotly checks that it knows every word."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from spherescan.report import (
     reliability,
     slowest_parts,
 )
+from spherescan.report.decisions import _one_half
 from spherescan.report.palette import colour, dash, mark
 from spherescan.report.sphere import components
 
@@ -106,6 +108,10 @@ def test_reliability_is_measured_where_the_temperature_was_not_fitted():
         "as sure as right", "as it answers", "temperature fitted on the other half",
     ]  # fmt: skip
     assert sum(figure.data[1].customdata) == 50
+    # Of every class one half, however the labels alternate.
+    two = answers(n=80, k=2)
+    asked = _one_half(two.target)
+    assert torch.bincount(two.target[asked]).tolist() == [20, 20]
     # 10 % too sure: the curve lies below the diagonal.
     certain = answers(n=400, scale=200.0, noise=0.9)
     trace = drawn(reliability(certain)).data[1]
@@ -143,31 +149,45 @@ def test_without_unknown_series_those_of_other_classes_stand_in():
 
 
 @pytest.mark.parametrize(("k", "d"), [(2, 1), (2, 2), (3, 2), (4, 3), (9, 9), (30, 5)])
-def test_the_sphere_is_seen_along_orthonormal_directions(k, d):
+@pytest.mark.parametrize("placed", ["separated", "at random"])
+def test_the_sphere_is_seen_along_orthonormal_directions(k, d, placed):
     asked = answers(k=k, d=d)
-    axes, share = components(asked.prototypes, asked.embeddings)
-    assert axes.shape == (d, 3)
-    gram = axes.T @ axes
+    if placed == "at random":
+        rows = torch.randn(k, d, generator=torch.Generator().manual_seed(k))
+        prototypes = torch.nn.functional.normalize(rows, dim=1)
+        places = asked.embeddings.float() + prototypes[asked.target]
+        z = torch.nn.functional.normalize(places, dim=1)
+        asked = dataclasses.replace(asked, prototypes=prototypes, embeddings=z)
+    view = components(asked.prototypes, asked.embeddings)
+    assert view.axes.shape == (d, 3)
+    gram = view.axes.T @ view.axes
     assert torch.allclose(gram, torch.diag(gram.diagonal().round()), atol=1e-9)
     assert int(gram.diagonal().round().sum()) == min(3, d)
-    assert 0 < share <= 1 + 1e-9
+    assert view.of_prototypes == min(3, d, k - 1)
+    assert 0 < view.share <= 1 + 1e-9
     figure = drawn(class_sphere(asked))
-    n_points = sum(
-        len(t.x) for t in figure.data if t.mode == "markers" and t.name != "taken for another"
-    )
-    assert n_points == 60
+    shown = [t for t in figure.data if t.mode == "markers" and t.name != "taken for another"]
+    assert sum(len(trace.x) for trace in shown) == 60
     assert len(figure.data[-1].x) == k
     for trace in figure.data:
         radius = np.sqrt(np.square(trace.x) + np.square(trace.y) + np.square(trace.z))
-        assert radius.max() <= 1 + 1e-9
+        assert radius.max() <= 1 + 1e-6
+
+
+def test_the_text_says_what_the_sphere_is_seen_along():
+    texts = {k: class_sphere(answers(k=k)).text for k in (2, 3, 9)}
+    assert "along the 1 principal component of the prototypes, with 100%" in texts[2]
+    assert "and 1 of the rest of the series" in texts[2]
+    assert "along the 2 principal components of the prototypes" in texts[3]
+    assert "of the rest" not in texts[9]
 
 
 def test_components_hold_as_much_of_the_prototypes_as_any_three_could():
     asked = answers(k=9)
-    _, share = components(asked.prototypes, asked.embeddings)
+    view = components(asked.prototypes, asked.embeddings)
     centred = asked.prototypes - asked.prototypes.mean(0)
     variances = np.sort(np.linalg.eigvalsh((centred.T @ centred).numpy()))[::-1]
-    assert share == pytest.approx(variances[:3].sum() / variances.sum())
+    assert view.share == pytest.approx(variances[:3].sum() / variances.sum())
 
 
 def test_too_many_classes_for_the_eye_are_not_drawn():

@@ -135,14 +135,16 @@ def to_flags(config: RunConfig) -> list[str]:
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
         if value != field.get_default():
-            flags.append(f"--{key.replace('_', '-')}={_flag_value(value)}")
+            flags.append(f"--{key.replace('_', '-')}={_flag_value(value, field)}")
     return flags
 
 
-def _flag_value(value: Any) -> str:
+def _flag_value(value: Any, field: FieldInfo) -> str:
     match value:
         case None:
             return "none"
+        case "none" if type(None) in get_args(field.annotation):
+            return "./none"  # a path; as it is, the word stands for nothing
         case str():
             return value
         case tuple():

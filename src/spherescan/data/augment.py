@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-# Of a scratch study on training folds (experiments/series_network.py has the comparison).
+# As much as the same thing differs when it is recorded twice. With and without, on training series:
+# experiments/networks.py --variants whole "without augmentation".
 SCALE = 0.1
 JITTER = 0.05
 SPEED = 0.2

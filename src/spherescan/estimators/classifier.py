@@ -3,6 +3,7 @@
 Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
 """
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, no_type_check
@@ -89,8 +90,8 @@ class SequenceClassifier(
         max_steps: Most training steps of each model; by the number of series when None.
         time_budget: Seconds for training all models, after which what they have learned counts;
             results then depend on the machine. No limit when None.
-        early_stopping: Whether the series that a model does not learn from, dealt out class by
-            class, end its training when their loss no longer falls.
+        early_stopping: Whether a tenth of the series of each model, dealt out class by class and
+            not learned from, ends its training when their loss no longer falls.
         verbose: Whether to write the progress of the models to the standard error.
         reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
             so many were added, `save` writes the features of the training series too, 4 bytes
@@ -195,8 +196,8 @@ class SequenceClassifier(
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "SequenceClassifier":
         """Fit to these series and all that were given before, exactly and in closed form.
 
-        Kernels, biases and standardisation are those of the first call, so let it be typical: it
-        needs two classes at least.
+        Kernels, biases, standardisation and networks are those of the first call, so let it be
+        typical: it needs two classes at least.
 
         Args:
             X: Series.
@@ -405,7 +406,10 @@ class SequenceClassifier(
         place = page_path(path)
         fitted = self._fitted
         left_out = self._answers(
-            f"{len(fitted.target)} training series, each left out", fitted.left_out, fitted.target
+            f"{len(fitted.target)} training series, each left out",
+            fitted.left_out,
+            fitted.target,
+            caution=" The scale of its answers was fitted to these series.",
         )
         clock = Clock()
         answers = left_out
@@ -427,7 +431,12 @@ class SequenceClassifier(
         return place
 
     def _answers(
-        self, source: str, cosines: Float[Tensor, "n c"], target: Int[Tensor, " n"]
+        self,
+        source: str,
+        cosines: Float[Tensor, "n c"],
+        target: Int[Tensor, " n"],
+        *,
+        caution: str = "",
     ) -> ClassAnswers:
         fitted = self._fitted
         k = len(fitted.prototypes)
@@ -441,6 +450,7 @@ class SequenceClassifier(
             functional.normalize(places, dim=1),
             fitted.prototypes,
             scale=fitted.scale,
+            caution=caution,
         )
 
     def _indices(self, labels: NDArray[Any]) -> Int[Tensor, " n"]:
@@ -549,7 +559,9 @@ class SequenceClassifier(
                 random_state=saved.random_state,
             )
             saved.restore(made, features)
-        except (ValueError, KeyError, RuntimeError) as error:
+            made._network_settings(len(fitted.target))
+            features.expect_causal(saved.causal)
+        except (ValueError, KeyError, RuntimeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
         made.classes_ = labels
@@ -632,8 +644,8 @@ class SequenceClassifier(
         if budget is not None:
             if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
                 raise TypeError(f"time_budget is {budget!r}; it must be a number of seconds")
-            if not budget > 0:
-                raise ValueError(f"time_budget is {budget}; it must be above 0, or None")
+            if not 0 < budget < math.inf:
+                raise ValueError(f"time_budget is {budget}; it must be above 0, or None for no end")
         return NetworkSettings(
             n_networks=int(n_networks),
             causal=bool(self.causal),

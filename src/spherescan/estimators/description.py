@@ -130,6 +130,16 @@ class SeriesFeatures(nn.Module):
             raise ValueError("fixed features and networks are of other channels")
         return made
 
+    def expect_causal(self, causal: bool) -> None:  # noqa: FBT001 - a property, not a mode
+        """Check that the features are those of a causal classifier, or of another one.
+
+        Raises:
+            ValueError: They are not.
+        """
+        reads_on = self.networks is not None and not self.networks.description.bidirectional
+        if (self.fixed is None) != causal or (self.networks is not None and reads_on != causal):
+            raise ValueError(f"causal is {causal}, and the features are of another classifier")
+
     @property
     def n_features(self) -> int:
         """How many features there are."""

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ _POOLING = ("attention", "max", "mean")
 # Series in one forward pass.
 _BATCH = 64
 _BATCH_OF_MANY, _MANY = 32, 1000
+# Of the series of a network, what early stopping looks at.
+_INNER_PARTS, _FEWEST_TO_SPLIT = 10, 20
+# What a file may ask for.
+_LARGEST_STRIDE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class NetworkSettings:
         selective: Whether the scan depends on its input.
         max_steps: Most steps of each; by the number of series when missing.
         time_budget: Seconds for all of them together; no limit when missing.
-        early_stopping: Whether the series that a network does not learn from end its training.
+        early_stopping: Whether a tenth of the series of each, kept apart, ends its training.
         verbose: Whether to write a line for each tenth of a training to the standard error.
     """
 
@@ -101,8 +105,10 @@ class Networks(nn.Module):
         super().__init__()
         self.plan, self.description, self.stride = plan, plan.description, plan.stride
         n_channels = plan.description.n_channels
-        if n_channels is None or not plan.description.pooling or plan.stride < 1:
+        if n_channels is None or not plan.description.pooling:
             raise ValueError(f"these networks do not read series: {plan}")
+        if not 1 <= plan.stride <= _LARGEST_STRIDE:
+            raise ValueError(f"the stride {plan.stride} is outside 1..{_LARGEST_STRIDE}")
         generator = Generator().manual_seed(0)
         self.models = nn.ModuleList(
             plan.description.build(place=False, generator=generator).eval()
@@ -130,6 +136,8 @@ class Networks(nn.Module):
             The networks, and the unit vector of each series by the one that did not learn from it.
         """
         k, dim = prototypes.shape
+        # A part without series would have nothing to describe.
+        settings = replace(settings, n_networks=min(settings.n_networks, len(target)))
         description = ModelDescription(
             vocab_size=None,
             n_channels=x.shape[2],
@@ -165,8 +173,7 @@ class Networks(nn.Module):
             model = description.build(generator=generator, place=False)
             model.head.weight.copy_(prototypes.float())
             learns, held = (part != index).nonzero()[:, 0], (part == index).nonzero()[:, 0]
-            own = series[learns], series[held]
-            trained = clock.train(index, model, *own, generator=generator)
+            trained = clock.train(index, model, series[learns], generator=generator)
             made.models[index] = trained
             left_out[held] = _unit_vectors(trained, series.x[held], series.mask[held]).double()
         return made, left_out
@@ -179,8 +186,10 @@ class Networks(nn.Module):
             ValueError: Sizes that make no model, or a value that cannot be.
             RuntimeError: A tensor is missing, or has another shape than these sizes give it.
         """
-        if not 1 <= plan.n_networks <= len(state):
-            raise ValueError(f"{plan.n_networks} networks in {len(state)} tensors")
+        # Before anything is made: it takes memory by what the plan says.
+        held = sum(tensor.numel() for tensor in state.values())
+        if plan.n_networks < 1 or plan.n_networks * plan.description.n_weights() > 2 * held:
+            raise ValueError(f"{plan.n_networks} such networks do not fit into {held} numbers")
         made = cls(plan)
         made.load_state_dict(dict(state))
         for name, tensor in made.state_dict().items():
@@ -256,12 +265,16 @@ class _Clock:
         index: int,
         model: SequenceModel,
         series: Series,
-        held: Series,
         *,
         generator: Generator,
     ) -> SequenceModel:
-        """Train one network."""
+        """Train one network; where it may stop early, on all of its series but a tenth."""
         settings = self.settings
+        watched = None
+        if settings.early_stopping and len(series.target) >= _FEWEST_TO_SPLIT:
+            part = parts_of(series.target, _INNER_PARTS, generator=generator)
+            watched = series[(part == 0).nonzero()[:, 0]]
+            series = series[(part != 0).nonzero()[:, 0]]
         batch = _BATCH_OF_MANY if len(series.target) > _MANY else 16
         steps = steps_for(len(series.target), batch_size=batch)
         if settings.max_steps is not None:
@@ -271,9 +284,7 @@ class _Clock:
             left = settings.time_budget - (time.perf_counter() - self.began)
             # What is left is shared by those to come; the first step of each is always taken.
             seconds = max(0.0, left / (settings.n_networks - index))
-        plan = Plan(
-            steps, batch_size=batch, seconds=seconds, early_stopping=settings.early_stopping
-        )
+        plan = Plan(steps, batch_size=batch, seconds=seconds, early_stopping=watched is not None)
         tenths = itertools.count(1)
         tenth = next(tenths)
 
@@ -286,4 +297,4 @@ class _Clock:
                     f"loss {loss:.4f}, {time.perf_counter() - self.began:.0f} s\n"
                 )
 
-        return fit_series(model, series, plan, held_out=held, generator=generator, watch=watch)
+        return fit_series(model, series, plan, held_out=watched, generator=generator, watch=watch)

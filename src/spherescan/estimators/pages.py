@@ -82,7 +82,7 @@ def page_of_classifier(
         },
         sections=sections,
         facts=_facts(estimator, {"classes": ", ".join(answers.names)}),
-        commands={"The same estimator again": _code(estimator)},
+        commands={"An estimator with these settings": _code(estimator)},
     )
 
 
@@ -105,7 +105,7 @@ def page_of_regressor(
             *_parts(seconds, len(answers.target)),
         ],
         facts=_facts(estimator, {"predictions lie in": f"{lower:.4g}..{upper:.4g}"}),
-        commands={"The same estimator again": _code(estimator)},
+        commands={"An estimator with these settings": _code(estimator)},
     )
 
 
@@ -169,7 +169,8 @@ def _sets(answers: ClassAnswers, left_out: ClassAnswers) -> Section:
         title,
         "Sets of classes that hold the true one as often as asked, on the average over training "
         "and new series. An empty set says that no class fits; one of several, that they cannot "
-        "be told apart.",
+        "be told apart."
+        + (" Measured on the series that set their sizes." if answers is left_out else ""),
         table=Table(heads, tuple(rows)),
         fold=False,
     )
@@ -207,6 +208,8 @@ def _facts(estimator: BaseEstimator, more: Mapping[str, str]) -> dict[str, dict[
 
 
 def _code(estimator: BaseEstimator) -> str:
-    settings: Any = ", ".join(f"{k}={v!r}" for k, v in estimator.get_params(deep=False).items())
+    defaults = type(estimator)().get_params(deep=False)
+    changed = {k: v for k, v in estimator.get_params(deep=False).items() if v != defaults[k]}
+    settings: Any = ", ".join(f"{name}={value!r}" for name, value in changed.items())
     name = type(estimator).__name__
     return f"from spherescan.estimators import {name}\n\n{name}({settings}).fit(X, y)"

@@ -3,6 +3,7 @@
 Letters: c channels, l length, k classes.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ class ClassifierStream:
         self, networks: Networks, answer: Callable[[int, Float[Tensor, "1 d"]], StreamAnswer]
     ) -> None:
         self._networks, self._answer = networks, answer
+        self._digest: Tensor | None = None
         self.reset()
 
     @property
@@ -103,7 +105,13 @@ class ClassifierStream:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that the next answers depend on beside the classifier."""
-        state = {"n_steps": torch.tensor(self._n_steps), "open": self._open}
+        if self._digest is None:
+            self._digest = _digest(self._networks)
+        state = {
+            "n_steps": torch.tensor(self._n_steps),
+            "open": self._open,
+            "networks": self._digest,
+        }
         for index, each in enumerate(self._states):
             state |= {f"{index}/{name}": tensor for name, tensor in each.tensors().items()}
         return state
@@ -112,20 +120,25 @@ class ClassifierStream:
         """Go on where `state_dict` was taken, of a stream of this classifier.
 
         Raises:
-            ValueError: It is of another one; the stream is then as it was before.
+            ValueError: It is of another one, or of none; the stream is then as it was before.
         """
         expected = self.state_dict()
         if expected.keys() != state.keys():
             names = ", ".join(sorted(expected.keys() ^ state.keys())[:3])
             raise ValueError(f"not a state of a stream of this classifier: it differs in {names}")
-        for name in expected:
-            shape, found = expected[name].shape, state[name].shape
+        n_steps = state["n_steps"]
+        if n_steps.shape != () or n_steps.dtype != torch.int64 or int(n_steps) < 0:
+            raise ValueError(f"not a state of a stream: n_steps is {n_steps}")
+        for name, tensor in state.items():
+            wanted = expected[name]
+            shape = wanted.shape
             if name == "open":  # as many rows as there are samples that no stride is full of
-                shape = torch.Size([int(state["n_steps"]) % self._networks.stride, shape[1]])
-            if found != shape:
-                raise ValueError(f"not a state of a stream of this classifier: {name} is {found}")
-        self._n_steps = int(state["n_steps"])
-        self._open = state["open"].clone()
+                shape = torch.Size([int(n_steps) % self._networks.stride, shape[1]])
+            if tensor.shape != shape or tensor.dtype != wanted.dtype or bool(tensor.isnan().any()):
+                raise ValueError(f"not a state of a stream of this classifier: {name}")
+        if not torch.equal(state["networks"], expected["networks"]):
+            raise ValueError("the state belongs to a stream of another classifier")
+        self._n_steps, self._open = int(n_steps), state["open"].clone()
         self._states = [
             each.with_tensors({name: state[f"{index}/{name}"].clone() for name in each.tensors()})
             for index, each in enumerate(self._states)
@@ -169,3 +182,12 @@ def _mean_vector(networks: Networks, states: list[StreamState]) -> Float[Tensor,
         for model, state in zip(networks.each(), states, strict=True)
     ]
     return torch.stack(found).mean(0)
+
+
+def _digest(networks: Networks) -> Tensor:
+    """Return the SHA-256 of all weights under their names."""
+    sha = hashlib.sha256()
+    for name, tensor in networks.state_dict().items():
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)

@@ -61,10 +61,12 @@ class ModelDescription:
             ValueError: An unknown mixer, sizes that do not go together, or a model that takes
                 more than half of the machine's memory.
         """
+        if self.d_model < 1:
+            raise ValueError(f"d_model is {self.d_model}; it must be at least 1")
         # A description may come from a stranger's file, and torch would take what the system gives.
-        if 4 * self._n_weights() > memory_bytes() // 2:
+        if 4 * self.n_weights() > memory_bytes() // 2:
             raise ValueError(
-                f"its {self._n_weights():.2g} weights take more than half of this machine's memory"
+                f"its {self.n_weights():.2g} weights take more than half of this machine's memory"
             )
         if self.mixer not in MIXERS:
             raise ValueError(f"unknown mixer {self.mixer!r}; choose from {', '.join(MIXERS)}")
@@ -103,8 +105,8 @@ class ModelDescription:
             generator=generator,
         )
 
-    def _n_weights(self) -> int:
-        """Return how many weights the large matrices have together, and some more or less."""
+    def n_weights(self) -> int:
+        """Return about how many weights the large matrices have together."""
         inner = self.expand * self.d_model
         dt_rank = self.dt_rank or -(-self.d_model // 16)
         scan = inner * (3 * self.d_state + 2 * dt_rank + self.d_conv)

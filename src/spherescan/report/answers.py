@@ -24,6 +24,7 @@ class ClassAnswers:
         prototypes: Unit rows, one per class; classes that were added later may have none.
         scale: Of the cosines whose softmax are probabilities; None where there are none.
         items: What is classified: "series", "tokens".
+        caution: A sentence about what was fitted to the same items, with a space before it.
     """
 
     source: str
@@ -34,6 +35,7 @@ class ClassAnswers:
     prototypes: Float[Tensor, "p d"]
     scale: float | None
     items: str = "series"
+    caution: str = ""
 
     @property
     def predicted(self) -> Int[Tensor, " n"]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spherescan.calibration import (
@@ -33,18 +33,19 @@ _MOST_POINTS = 500
 def confusion(answers: ClassAnswers) -> Section:
     """Draw how often each class is given to each."""
     k = len(answers.names)
-    wrong = answers.target * k + answers.predicted
-    counts = torch.bincount(wrong, minlength=k * k).view(k, k)
-    of_class = counts.sum(1)
-    text = f"Of {answers.source}, {int(counts.diagonal().sum())} are given their class."
+    taken = answers.target * k + answers.predicted
+    right = int((answers.target == answers.predicted).sum())
+    text = f"Of {answers.source}, {right} are given their class."
     if k > _MOST_CLASSES:
         return Section(
             "confusion",
             "Most frequent confusions",
             f"{text} {k} classes are too many for a matrix; these are taken for each other most.",
-            table=_pairs(counts, answers.names),
+            table=_pairs(taken[answers.target != answers.predicted], answers.names),
             fold=False,
         )
+    counts = torch.bincount(taken, minlength=k * k).view(k, k)
+    of_class = counts.sum(1)
     shares = counts / of_class.clamp(min=1)[:, None]
     labels = [plain(name) for name in answers.names]
     ticks = list(range(k))
@@ -109,8 +110,8 @@ def reliability(answers: ClassAnswers) -> Section:
             f"The loss of this run has no probabilities, and {n} {answers.items} are too few to "
             f"fit a temperature; give {_FEWEST_TO_FIT}.",
         )
-    # A temperature is fitted on every second item and looked at on the others.
-    asked = torch.arange(n) % 2 == 1 if n >= _FEWEST_TO_FIT else torch.ones(n, dtype=torch.bool)
+    # A temperature is fitted on one half of each class and looked at on the other.
+    asked = _one_half(answers.target) if n >= _FEWEST_TO_FIT else torch.ones(n, dtype=torch.bool)
     forms = []
     if answers.scale is not None:
         forms.append(("as it answers", answers.scale))
@@ -142,6 +143,7 @@ def reliability(answers: ClassAnswers) -> Section:
     text = (
         f"Of the answers with a probability around p, a share of p should be right. "
         f"{int(asked.sum())} {answers.items}. Expected calibration error: {'; '.join(errors)}."
+        f"{answers.caution}"
     )
     layout = {
         "margin": {"l": 70, "r": 20, "t": 10, "b": 50},
@@ -250,6 +252,16 @@ def _operating_points(
     return points
 
 
+def _one_half(target: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Pick every second item of each class, in a drawn order; the odd ones in turn."""
+    n = len(target)
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    order = drawn[torch.argsort(target[drawn], stable=True)]
+    asked = torch.zeros(n, dtype=torch.bool)
+    asked[order[1::2]] = True
+    return asked
+
+
 def _reliability_line(table: ReliabilityTable, name: str, index: int) -> dict[str, Any]:
     full = table.count > 0
     return {
@@ -304,14 +316,13 @@ def _most_taken_for(counts: Tensor, i: int, names: tuple[str, ...]) -> str:
     return f"{names[int(others.argmax())]} ({int(others.max())})" if int(others.max()) else "-"
 
 
-def _pairs(counts: Tensor, names: tuple[str, ...]) -> Table:
-    off = counts.clone()
-    off.fill_diagonal_(0)
+def _pairs(taken: Int[Tensor, " n"], names: tuple[str, ...]) -> Table:
+    """List what is taken for what most often, of indices of pairs."""
     k = len(names)
-    order = off.flatten().argsort(descending=True, stable=True)[:_MOST_PAIRS].tolist()
+    pairs, counts = torch.unique(taken, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:_MOST_PAIRS]
     rows = tuple(
-        (names[place // k], names[place % k], str(int(off.flatten()[place])))
-        for place in order
-        if off.flatten()[place]
+        (names[pair // k], names[pair % k], str(count))
+        for pair, count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
     )
     return Table(("of class", "taken for", "items"), rows)

@@ -83,6 +83,7 @@ def page_of_run(
     command = ["spherescan", "train", *to_flags(config)]
     report = ["spherescan", "report", str(run_dir), *([data] if data is not None else [])]
     report += ["--unknown", unknown] if unknown is not None else []
+    report += ["--checkpoint", str(which)] if which != "best" else []
     return Page(
         title=f"Run {run_dir.resolve().name}",
         subtitle=_trained_on(events, config),
@@ -91,15 +92,28 @@ def page_of_run(
         facts={
             "Model and task": _model_facts(predictor),
             "Run": _run_facts(store, events, predictor),
-            "Environment of the training": _environment(events),
+            "Environment of the training": _environment(events) or {"it": "is not recorded"},
             "Environment of this page": _here(),
         },
         commands={
-            "The same run again (with another --run.dir)": shlex.join(command),
+            _again(events): shlex.join(command),
             "This page again": shlex.join(report),
         },
         configuration=to_toml(config),
     )
+
+
+def _again(events: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the command makes: not the same where the run was changed on its way."""
+    changed = sorted({str(event.get("key")) for event in events if event["kind"] == "change"})
+    if any("parent" in event for event in events):
+        return "A run with these settings from the beginning (this one is a fork)"
+    if changed:
+        return (
+            "A run with the last settings from the beginning (in this one changed on its way: "
+            f"{', '.join(changed)})"
+        )
+    return "The same run again (with another --run.dir)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +130,7 @@ def _asked(predictor: Predictor, config: RunConfig, data: str | None) -> tuple[l
     if data is None:
         problem, _ = build(config, place=False)
         expect_same_data(problem, config, predictor.fingerprint)
-        return list(problem.validation()), "held-out {items} of the run's own data"
+        return list(problem.validation()), "the run's own data, held out"
     description = predictor.description
     batches = evaluation_batches(
         locate(data),
@@ -125,7 +139,7 @@ def _asked(predictor: Predictor, config: RunConfig, data: str | None) -> tuple[l
         n_channels=description.n_channels,
         vocab_size=description.vocab_size,
     )
-    return list(batches), f"{{items}} of {data}"
+    return list(batches), data
 
 
 def _answered(
@@ -144,7 +158,7 @@ def _answered(
         cosines = head(seen.z).float()
     n = len(seen.target)
     items = "tokens" if task.kind == "next_token" else "series"
-    source = f"{'the first ' if seen.cut else ''}{n} {source.format(items=items)}"
+    source = f"{'the first ' if seen.cut else ''}{n} {items} of {source}"
     z, prototypes = functional.normalize(seen.z, dim=1), head.prototypes.detach()
     if task.kind == "regression":
         numbers = torch.from_numpy(decide(task, cosines))
@@ -177,8 +191,9 @@ def _seen(
             targets.append(target)
             n += len(target)
             if batch.targets.dim() == 2 and n >= _MOST_TOKENS:
-                break
-    return _Seen(torch.cat(points), torch.cat(targets), cut=len(points) < len(batches))
+                every, most = len(points) == len(batches) and n == _MOST_TOKENS, _MOST_TOKENS
+                return _Seen(torch.cat(points)[:most], torch.cat(targets)[:most], cut=not every)
+    return _Seen(torch.cat(points), torch.cat(targets), cut=False)
 
 
 def _unknown(predictor: Predictor, name: str | None) -> tuple[Tensor | None, str]:
@@ -296,7 +311,7 @@ def _pace(events: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
         if event["kind"] in {"start", "resume"}:
             begun = (int(event.get("step", 0)), when)
         elif event["kind"] == "stop" and begun is not None:
-            steps += int(event["step"]) - begun[0]
+            steps += event.get("step", begun[0]) - begun[0]
             seconds += (when - begun[1]).total_seconds()
             begun = None
     return steps, seconds
@@ -324,6 +339,21 @@ def _here() -> dict[str, str]:
 def _events(store: RunStore) -> list[dict[str, Any]]:
     """Return what happened to a run; nothing where the log is damaged: it decides nothing."""
     try:
-        return read_metrics(store.metrics_path.with_name("events.jsonl"), growing=True)
+        events = read_metrics(store.metrics_path.with_name("events.jsonl"), growing=True)
     except RunDirectoryError:
         return []
+    return events if all(map(_is_event, events)) else []
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    try:
+        datetime.fromisoformat(event["time"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return (
+        isinstance(event.get("kind"), str)
+        and type(event.get("step", 0)) is int
+        and isinstance(event.get("environment", {}), dict)
+        and isinstance(event.get("differences", {}), dict)
+        and all(isinstance(d, list) and len(d) == 2 for d in event.get("differences", {}).values())
+    )

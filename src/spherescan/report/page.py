@@ -173,7 +173,8 @@ def html_of(page: Page) -> str:
         generator=GENERATOR,
         plotly=get_plotlyjs() if figures else "",
     )
-    return text
+    # A lone surrogate is no text that a file could hold.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def script_json(value: object) -> str:

@@ -4,11 +4,12 @@ Letters: n sequences, p prototypes, d dimensions.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from spherescan.report.answers import ClassAnswers, NumberAnswers, plain, thinned
 from spherescan.report.page import Section
@@ -30,7 +31,8 @@ def class_sphere(answers: ClassAnswers) -> Section:
             f"{len(answers.names)} classes are too many to tell apart by eye; "
             f"up to {_MOST_CLASSES} are drawn.",
         )
-    axes, share = components(answers.prototypes, answers.embeddings)
+    view = components(answers.prototypes, answers.embeddings)
+    axes = view.axes
     kept = thinned(len(answers.target), _MOST_POINTS)
     places = answers.embeddings[kept].double() @ axes
     target, predicted = answers.target[kept], answers.predicted[kept]
@@ -60,8 +62,7 @@ def class_sphere(answers: ClassAnswers) -> Section:
     shown = "" if len(kept) == len(answers.target) else f"{len(kept)} of them, evenly picked. "
     text = (
         f"Where {answers.source} lie on the sphere of {answers.prototypes.shape[1]} dimensions, "
-        f"seen along the first {min(3, axes.shape[1])} principal components of the prototypes, "
-        f"which hold {share:.0%} of their spread; what seems inside the globe lies on it too. "
+        f"seen along {_seen_along(view)}; what seems inside the globe lies on it too. "
         f"{shown}Named marks are prototypes, rings are {answers.items} taken for another class."
     )
     return Section(key, title, text, tuple(traces), _space(), turns=True)
@@ -69,7 +70,7 @@ def class_sphere(answers: ClassAnswers) -> Section:
 
 def number_sphere(answers: NumberAnswers) -> Section:
     """Draw the pole and the sequences, coloured by their numbers."""
-    axes, share = components(answers.pole[None], answers.embeddings)
+    axes = components(answers.pole[None], answers.embeddings).axes
     kept = thinned(len(answers.target), _MOST_POINTS)
     places = answers.embeddings[kept].double() @ axes
     values = answers.target[kept]
@@ -90,43 +91,75 @@ def number_sphere(answers: NumberAnswers) -> Section:
     text = (
         f"Where {answers.source} lie on the sphere of {len(answers.pole)} dimensions: a number is "
         "read from the angle to the pole. Seen along the pole and the principal components of the "
-        f"rest, together {share:.0%} of the spread."
+        "rest."
     )
     return Section("sphere", "The sphere", text, tuple(traces), _space(legend=False), turns=True)
 
 
-def components(
-    prototypes: Float[Tensor, "p d"], embeddings: Float[Tensor, "n d"]
-) -> tuple[Float[Tensor, "d three"], float]:
-    """Return three orthonormal directions to look along, and the share of the spread they hold.
+def _seen_along(view: "View") -> str:
+    n = view.of_prototypes
+    first = "the first 3 principal components" if n == 3 else f"the {n} principal component"
+    text = (
+        f"{first}{'s' if n == 2 else ''} of the prototypes, with {view.share:.0%} of their spread"
+    )
+    others = int((view.axes.norm(dim=0) > 0).sum()) - n
+    return f"{text}, and {others} of the rest of the series" if others else text
+
+
+class View(NamedTuple):
+    """Three orthonormal directions to look along; those that the space does not have are zeros.
+
+    Attributes:
+        axes: As columns.
+        of_prototypes: How many are components of the prototypes; the rest are of the embeddings.
+        share: Of the spread of the prototypes that they hold.
+    """
+
+    axes: Float[Tensor, "d three"]
+    of_prototypes: int
+    share: float
+
+
+def components(prototypes: Float[Tensor, "p d"], embeddings: Float[Tensor, "n d"]) -> View:
+    """Return directions to look along.
 
     They are principal components of the prototypes around their mean. Where these span less than
     three dimensions, those of what is left of the embeddings follow; where the space itself is
-    smaller, directions of zeros do.
+    smaller, zeros do. One prototype has no spread: it is its own direction.
     """
     prototypes, embeddings = prototypes.double(), embeddings.double()
-    # One prototype has no spread: its own direction is what there is.
+    d = prototypes.shape[1]
     centred = prototypes - prototypes.mean(0) if len(prototypes) > 1 else prototypes
-    axes, spread = _principal(centred, 3)
-    held, whole = float(spread.sum()), float(centred.square().sum())
-    if axes.shape[1] < 3 and len(embeddings):
+    axes, spread = _principal(centred, 3, size=_size(centred))
+    of_prototypes, whole = axes.shape[1], float(centred.square().sum())
+    if of_prototypes < 3 and len(embeddings):
         rest = embeddings - embeddings @ axes @ axes.T
         rest = rest - rest.mean(0)
-        more, spread = _principal(rest, 3 - axes.shape[1])
+        room = min(3, d) - of_prototypes
+        more, _ = _principal(rest, room, size=_size(embeddings))
+        # Rounding leaves a little of the first directions in the rest.
+        more = torch.linalg.qr(more - axes @ (axes.T @ more)).Q if more.shape[1] else more
         axes = torch.cat([axes, more], 1)
-        if len(prototypes) == 1:
-            along = embeddings @ prototypes.T
-            own = float((along - along.mean(0)).square().sum())
-            held, whole = own + float(spread.sum()), own + float(rest.square().sum())
-    axes = torch.nn.functional.pad(axes, (0, 3 - axes.shape[1]))
-    return axes, held / whole if whole else 1.0
+    axes = functional.pad(axes, (0, 3 - axes.shape[1]))
+    return View(axes, of_prototypes, float(spread.sum()) / whole if whole else 1.0)
 
 
-def _principal(rows: Float[Tensor, "n d"], most: int) -> tuple[Tensor, Tensor]:
-    """Return the directions of largest spread that have any, as columns, and their squares."""
+def _size(rows: Float[Tensor, "n d"]) -> float:
+    return float(torch.linalg.matrix_norm(rows)) if len(rows) else 0.0
+
+
+def _principal(
+    rows: Float[Tensor, "n d"], most: int, *, size: float
+) -> tuple[Float[Tensor, "d m"], Float[Tensor, " m"]]:
+    """Return the directions of largest spread that have any, as columns, and their squares.
+
+    Args:
+        rows: Centred.
+        most: How many at most.
+        size: Of what the rows came from; below a millionth of it there is only rounding.
+    """
     _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
-    real = sizes > 1e-6 * sizes.max().clamp(min=1e-12)
-    n = min(most, int(real.sum()))
+    n = max(0, min(most, int((sizes > 1e-6 * max(size, 1e-12)).sum())))
     found = directions[:n]
     # The sign of a component is arbitrary: its largest entry is made positive.
     largest = found.gather(1, found.abs().argmax(1, keepdim=True))
