@@ -256,6 +256,11 @@ def write_classes(root: Path) -> None:
         trainer = resume(root / "classes", changes, options)
         trainer.fit()
         trainer.close()
+    trainer = trainer_for(
+        root, "convolved", data__train=data, model__n_convolutions=2, model__selective="false"
+    )
+    trainer.fit(2)
+    trainer.close()
     fork(root / "classes", root / "forked", step=8)
     fork(GOLDEN / "schema-1", root / "older")
     trainer_for(
@@ -496,7 +501,8 @@ class TestCheckpoints:
                 known = re.sub(r"\.\d+\.", ".I.", name).replace("mixer_backward", "mixer")
                 shape = shapes[known].replace("\\", "")
                 assert entry["dtype"] == "F32"
-                assert entry["shape"] == [*eval(f"({shape},)", {}, letters)], name
+                local = letters | letters_of_layer(name, letters)
+                assert entry["shape"] == [*eval(f"({shape},)", {"min": min}, local)], name
                 seen.add(known)
             backward = any("mixer_backward" in name for name in found.tensors)
             assert backward is found.state["model"]["bidirectional"]
@@ -623,6 +629,15 @@ def letters_of(model: dict[str, Any]) -> dict[str, int]:
         "q": model["n_local_outputs"] or model["prototype_dim"],
         "w": width or d,
     }
+
+
+def letters_of_layer(name: str, letters: dict[str, int]) -> dict[str, int]:
+    """Return the letters that differ from one layer of convolutions to the next."""
+    found = re.search(r"embedding\.convolutions\.(\d+)(?:\.convolutions\.(\d))?", name)
+    if found is None:
+        return {}
+    width = (5, 11, 23)[int(found[2] or 0)]
+    return {"e": letters["c"] if found[1] == "0" else letters["d"], "j": width}
 
 
 class TestLogs:
