@@ -109,3 +109,11 @@ def test_what_is_saved_fills_in_the_same(tmp_path, kind):
         with pytest.raises(CheckpointError, match="means"):
             kind.load(tmp_path / "bad")
         (tmp_path / "bad").unlink()
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+def test_what_was_fitted_without_cannot_be_switched_on(kind):
+    X, y = waves()
+    made = kind(**QUICK).fit(X, y).set_params(missing="mask")
+    with pytest.raises(ValueError, match="fit it again"):
+        made.predict(holes(X))

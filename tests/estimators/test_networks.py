@@ -198,6 +198,13 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, request, name):
         assert np.array_equal(again.stream().push(X[0]).cosines, made.stream().push(X[0]).cosines)
 
 
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    made = SequenceClassifier(n_features=84).fit(*waves()).set_params(causal=True)
+    with pytest.raises(ValueError, match="of another classifier"):
+        made.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_forged_file_is_refused(tmp_path, causal):
     causal.save(tmp_path / "good")
     good = read_checkpoint(tmp_path / "good")

@@ -506,6 +506,7 @@ class SequenceClassifier(
         self._expect_settings()
         expect_whole("n_features", self.n_features)
         fitted = self._fitted
+        fitted.features.expect_causal(bool(self.causal))
         saved = SavedClassifier(
             **SavedClassifier.common(self, fitted.features),
             **self._saved_networks(),

@@ -60,6 +60,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     if masked:
         if reset:
             estimator.channel_means_ = _means(series)
+        elif not hasattr(estimator, "channel_means_"):
+            raise ValueError('this estimator was fitted with missing="refuse"; fit it again')
         series = [_filled(values, estimator.channel_means_) for values in series]
     for index, values in enumerate(series):
         if np.abs(values).max() > np.finfo(np.float32).max:

@@ -347,11 +347,12 @@ def _events(store: RunStore) -> list[dict[str, Any]]:
 
 def _is_event(event: Mapping[str, Any]) -> bool:
     try:
-        datetime.fromisoformat(event["time"])
+        when = datetime.fromisoformat(event["time"])
     except (KeyError, TypeError, ValueError):
         return False
     return (
-        isinstance(event.get("kind"), str)
+        when.tzinfo is not None
+        and isinstance(event.get("kind"), str)
         and type(event.get("step", 0)) is int
         and isinstance(event.get("environment", {}), dict)
         and isinstance(event.get("differences", {}), dict)
