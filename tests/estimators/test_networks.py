@@ -1,5 +1,7 @@
 """State-space models in the classifier: cross-fitted, weighed by a ridge, streamed."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -257,7 +259,7 @@ def test_classes_and_series_can_be_added(both, causal):
         first.add_classes(X[y == 2][:5], y[y == 2][:5])
         after = first.decision_function(X)
         assert np.array_equal(after[:, 1] - after[:, 0], before)
-        more = SequenceClassifier(**made.get_params()).fit(*waves(30))
+        more = copy.deepcopy(made)
         assert more.partial_fit(X, y).score(*waves(30, seed=8)) > 0.8
 
 
@@ -315,7 +317,7 @@ def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
 def test_few_series_get_no_networks_unless_they_are_to_be_streamed(tmp_path, monkeypatch):
     from spherescan.estimators import classifier
 
-    few = {"n_features": 84, "max_steps": 40, "random_state": 0}
+    few = {"n_features": 84, "max_steps": 20, "random_state": 0}
     assert SequenceClassifier(**few).fit(*waves(30))._fitted.features.networks is None
     streamed = SequenceClassifier(**few, causal=True).fit(*waves(30))
     assert len(streamed._fitted.features.networks.each()) == 4

@@ -27,7 +27,7 @@ SHAPES = [(1, 1, 1), (5, 1, 3), (1, 40, 7), (33, 17, 65), (64, 96, 32), (2049, 3
 
 @pytest.fixture(params=[True, False], ids=["onednn", "torch"])
 def library(request, monkeypatch):
-    monkeypatch.setattr(MODULE, "_here", lambda: request.param)
+    monkeypatch.setattr(MODULE, "onednn_is_faster", lambda: request.param)
     monkeypatch.setattr(MODULE, "SMALLEST", 0)
     return "onednn" if request.param else "torch"
 
@@ -163,7 +163,7 @@ class Layer(torch.nn.Module):
 
 def compare_compiled(*, onednn: bool) -> None:
     """Called in a process of its own: the type checks of the tests cannot be traced."""
-    MODULE._here, MODULE.SMALLEST = lambda: onednn, 0
+    MODULE.onednn_is_faster, MODULE.SMALLEST = lambda: onednn, 0
     layer, x = Layer(), torch.arange(35.0).reshape(7, 5).cos()
     expected = layer(x)
     expected.sum().backward()

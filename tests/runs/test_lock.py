@@ -29,7 +29,7 @@ def test_a_forgotten_lock_is_let_go(tmp_path):
     RunLock(tmp_path / "run.lock").close()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_forked_child_does_not_keep_it(tmp_path):
     lock = RunLock(tmp_path / "run.lock")
     ready, tell_ready = os.pipe()

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch._dynamo  # noqa: F401 - operators import it when first called, so children would
+
 from spherescan.runs import container, folder
 
 FAILED = 99  # exit code of a child whose work raised

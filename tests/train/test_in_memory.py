@@ -36,7 +36,7 @@ def accuracy(model, series):
 
 
 def test_it_learns_and_the_same_seed_gives_the_same_bits():
-    model, again, other = fitted(Plan(120)), fitted(Plan(120)), fitted(Plan(120), seed=1)
+    model, again, other = fitted(Plan(60)), fitted(Plan(60)), fitted(Plan(60), seed=1)
     assert not model.training
     assert accuracy(model, waves()) > 0.9
     states = [each.state_dict() for each in (model, again, other)]

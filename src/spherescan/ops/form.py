@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spherescan.errors import ConfigError
 from spherescan.ops import native
+from spherescan.ops.constant import constant_in_graphs
 
 Form = Literal["reference", "torch", "native"]
 
@@ -15,7 +16,7 @@ ENVIRONMENT_VARIABLE = "SPHERESCAN_OPS"
 
 
 # A compiled graph keeps the form it was traced with.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def selected_form() -> Form:
     """Return the form that `SPHERESCAN_OPS` forces, or the fastest one there is.
 

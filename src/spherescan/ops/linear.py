@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native
+from spherescan.ops.constant import constant_in_graphs
 from spherescan.ops.form import selected_form
 
 # Below so many multiply-adds, calling an operator costs more than it saves.
@@ -68,18 +69,13 @@ def weight_gradient(y_grad: Float[Tensor, "r o"], x: Float[Tensor, "r i"]) -> Fl
     return _summed(y_grad, x)
 
 
+# A compiled graph keeps the library it was traced with.
+@constant_in_graphs
 def onednn_is_faster() -> bool:
     """Return whether large float32 products go to oneDNN: on AVX-512 processors of AMD.
 
     The processor alone decides, so that a run computes the same bits when it is resumed.
     """
-    here: bool = _here()
-    return here
-
-
-# A compiled graph keeps the library it was traced with.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _here() -> bool:
     return (
         selected_form() == "native"
         and native.processor_is_amd()

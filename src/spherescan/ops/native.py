@@ -17,6 +17,7 @@ import torch  # loads OpenMP before the kernels do, so that both share one pool 
 from torch import Tensor
 
 from spherescan.errors import ConfigError
+from spherescan.ops.constant import constant_in_graphs
 
 LIBRARY_VARIABLE = "SPHERESCAN_LIBRARY"
 SIMD_VARIABLE = "SPHERESCAN_SIMD"
@@ -153,7 +154,7 @@ def threads() -> int:
 
 
 # A compiled graph keeps the level it was traced with.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def simd() -> int:
     """Return the SIMD level in use, an index of `SIMD_LEVELS`.
 
@@ -165,7 +166,7 @@ def simd() -> int:
 
 def simd_for(channels: int, dtype: torch.dtype) -> int:
     """Return the SIMD level for so many channels: 512 bits that are half empty lose to 256."""
-    level: int = simd()
+    level = simd()
     lanes = 4 if dtype == torch.float64 else 8
     return min(level, 1) if channels <= lanes else level
 
