@@ -243,8 +243,10 @@ def test_a_forged_file_is_refused(tmp_path, causal):
     refused("of another classifier", state=good.state | {"causal": False})
     wide = {**plan["description"], "n_channels": 5}
     refused("size mismatch", state=with_plan(description=wide))
+    per_token = {**plan["description"], "pooling": []}
+    refused("do not read series", state=with_plan(description=per_token))
     tokens = {**plan["description"], "vocab_size": 5, "n_channels": None}
-    refused("do not read series", state=with_plan(description=tokens))
+    refused("vocab_size is None, of the networks 5", state=with_plan(description=tokens))
     name = "features.networks.models.0.projection.weight"
     refused("not finite", **{name.replace(".", "__"): good.tensors[name] / 0})
     refused("deviation", features__networks__channel_std=torch.zeros(2, dtype=torch.float64))

@@ -4,7 +4,7 @@ Letters: b batch, l length, c channels, k knots.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 # As much as the same thing differs when it is recorded twice. With and without, on training series:
@@ -38,6 +38,26 @@ def augmented(
     draw = torch.randn(len(x), 1, x.shape[2], generator=generator)
     noise = torch.randn(x.shape, generator=generator)
     return changed * (SCALE * draw).exp() + JITTER * deviation * noise
+
+
+def windows(
+    x: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], *, longest: int, generator: Generator
+) -> tuple[Int[Tensor, "b w"], Bool[Tensor, "b w"]]:
+    """Return a part of each sequence of tokens, anywhere in it, and the whole of a short one.
+
+    Args:
+        x: Tokens.
+        mask: True on real positions, which come first, at least one in each sequence.
+        longest: Tokens of a part.
+        generator: Source of where parts begin.
+    """
+    length = x.shape[1]
+    if length <= longest:
+        return x, mask
+    room = (mask.sum(1, keepdim=True) - longest).clamp(min=0)
+    begin = (torch.rand(len(x), 1, generator=generator) * (room + 1)).long().clamp(max=room)
+    index = begin + torch.arange(longest)
+    return x.gather(1, index), mask.gather(1, index)
 
 
 def warped(

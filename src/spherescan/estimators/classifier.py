@@ -51,6 +51,7 @@ from spherescan.estimators.sequences import (
     fitted_features,
     padded,
     seeded,
+    vocabulary_of,
 )
 from spherescan.estimators.stream import ClassifierStream, StreamAnswer
 from spherescan.features import class_column, ridge
@@ -96,6 +97,9 @@ class SequenceClassifier(
         reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
             so many were added, `save` writes the features of the training series too, 4 bytes
             each. In memory there is always room.
+        vocab_size: How many tokens there are, whole numbers from 0, when X is sequences of them; of
+            texts the tokens are bytes: 256. Fixed features are then the n-grams of one to four
+            tokens that most sequences have, `n_features` of each length at most.
         missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
             them by straight lines between the values that there are. A channel that is missing
             altogether gets its mean over the training series.
@@ -103,7 +107,7 @@ class SequenceClassifier(
 
     Attributes:
         classes_: The labels, sorted, of shape (k,); behind them those that were added.
-        n_channels_: Channels of a series.
+        n_channels_: Channels of a series; 1 of tokens.
         n_features_in_: Length of the series, where X had two axes.
         prototypes_: Points of the classes, unit rows, of shape (k, d) with d = k; classes that were
             added have none.
@@ -134,6 +138,7 @@ class SequenceClassifier(
     early_stopping: bool
     reserve_classes: int
     verbose: bool | int
+    vocab_size: int | None
     missing: str
     random_state: int | np.random.RandomState | None
     classes_: NDArray[Any]
@@ -152,6 +157,7 @@ class SequenceClassifier(
         early_stopping: bool = False,
         reserve_classes: int = 0,
         verbose: bool | int = False,
+        vocab_size: int | None = None,
         missing: str = "refuse",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -164,6 +170,7 @@ class SequenceClassifier(
         self.early_stopping = early_stopping
         self.verbose = verbose
         self.reserve_classes = reserve_classes
+        self.vocab_size = vocab_size
         self.missing = missing
         self.random_state = random_state
 
@@ -172,7 +179,9 @@ class SequenceClassifier(
 
         Args:
             X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or
-                a list of arrays (n_channels, n_timepoints) or (n_timepoints,) of any lengths.
+                a list of arrays (n_channels, n_timepoints) or (n_timepoints,) of any lengths. With
+                `vocab_size`, an array (n_cases, n_timepoints) of tokens, or a list of sequences of
+                them or of texts.
             y: Labels of shape (n_cases,).
 
         Raises:
@@ -506,7 +515,7 @@ class SequenceClassifier(
         self._expect_settings()
         expect_whole("n_features", self.n_features)
         fitted = self._fitted
-        fitted.features.expect_causal(bool(self.causal))
+        fitted.features.expect_causal(causal=bool(self.causal))
         saved = SavedClassifier(
             **SavedClassifier.common(self, fitted.features),
             **self._saved_networks(),
@@ -541,7 +550,7 @@ class SequenceClassifier(
             tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in TENSORS}
             stored = checkpoint.below("features.")
             plan = None if saved.plan is None else NetworkPlan.from_json(saved.plan)
-            features = SeriesFeatures.of_state(stored, saved.length, plan)
+            features = SeriesFeatures.of_state(stored, saved.length, saved.vocab_size, plan)
             tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
             expect_sound(tensors, features.n_features, len(labels), saved.scale)
@@ -556,12 +565,13 @@ class SequenceClassifier(
                 early_stopping=saved.early_stopping,
                 verbose=saved.verbose,
                 reserve_classes=saved.reserve_classes,
+                vocab_size=saved.vocab_size,
                 missing=saved.missing,
                 random_state=saved.random_state,
             )
             saved.restore(made, features)
             made._network_settings(len(fitted.target))
-            features.expect_causal(saved.causal)
+            features.expect_causal(causal=saved.causal)
         except (ValueError, KeyError, RuntimeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
@@ -608,7 +618,12 @@ class SequenceClassifier(
         if not settings.n_networks:
             return SeriesFeatures(fixed, None), rows, points
         networks, left_out = Networks.fitted(
-            *batch, target, seen_from_below(points), settings, generator=generator
+            *batch,
+            target,
+            seen_from_below(points),
+            settings,
+            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
+            generator=generator,
         )
         if settings.causal:
             return *SeriesFeatures.of_networks(networks, left_out), points

@@ -1,16 +1,18 @@
 """What a series is to a ridge: fixed features, what networks say of it, or both.
 
+A sequence of tokens is a series too: where there is a vocabulary, fixed features are n-grams.
+
 Letters: n and m series, l length, c channels, f features, d prototype dimension.
 """
 
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from spherescan.estimators.networks import NetworkPlan, Networks
-from spherescan.features import FixedFeatures, ridge
+from spherescan.features import FixedFeatures, NGrams, ridge
 
 # How much more than each of the four groups of fixed features what networks say may weigh.
 _WEIGHTS = (0.0, 1.0, 3.0)
@@ -27,17 +29,20 @@ class SeriesFeatures(nn.Module):
     Args:
         fixed: None where networks alone describe.
         networks: None where fixed features alone describe.
-        weight: Of the unit vectors.
 
     Raises:
-        ValueError: Neither.
+        ValueError: Neither, or one of series and one of tokens.
     """
 
-    def __init__(self, fixed: FixedFeatures | None, networks: Networks | None) -> None:
+    def __init__(self, fixed: FixedFeatures | NGrams | None, networks: Networks | None) -> None:
         super().__init__()
         if fixed is None and networks is None:
             raise ValueError("a series needs fixed features or networks to describe it")
         self.fixed, self.networks = fixed, networks
+        vocabularies = {each.vocab_size for each in (fixed, networks) if each is not None}
+        if len(vocabularies) > 1:
+            raise ValueError(f"fixed features and networks of other vocabularies: {vocabularies}")
+        self.vocab_size = vocabularies.pop()
         dim = 0 if networks is None else networks.description.prototype_dim
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
@@ -47,7 +52,7 @@ class SeriesFeatures(nn.Module):
     @classmethod
     def joined(
         cls,
-        fixed: FixedFeatures,
+        fixed: FixedFeatures | NGrams,
         rows: Float[Tensor, "n f"],
         networks: Networks,
         left_out: Float[Tensor, "n d"],
@@ -97,13 +102,18 @@ class SeriesFeatures(nn.Module):
 
     @classmethod
     def of_state(
-        cls, state: Mapping[str, Tensor], length: int, plan: NetworkPlan | None
+        cls,
+        state: Mapping[str, Tensor],
+        length: int,
+        vocab_size: int | None,
+        plan: NetworkPlan | None,
     ) -> "SeriesFeatures":
         """Make them again from their `state_dict`, which may come from anyone.
 
         Args:
             state: What was saved.
             length: As the fixed features were made with.
+            vocab_size: Of sequences of tokens.
             plan: Sizes of the networks, where there are any.
 
         Raises:
@@ -111,6 +121,9 @@ class SeriesFeatures(nn.Module):
             KeyError: A tensor is missing.
             RuntimeError: A tensor is missing, or has another shape than these sizes give it.
         """
+        if plan is not None and plan.description.vocab_size != vocab_size:
+            of_networks = plan.description.vocab_size
+            raise ValueError(f"vocab_size is {vocab_size}, of the networks {of_networks}")
         below = {
             name: {
                 key.removeprefix(f"{name}."): tensor
@@ -119,18 +132,20 @@ class SeriesFeatures(nn.Module):
             }
             for name in ("fixed", "networks")
         }
-        fixed = FixedFeatures.of_state(below["fixed"], length) if below["fixed"] else None
+        fixed = None
+        if below["fixed"]:
+            fixed = fixed_of_state(below["fixed"], length, vocab_size)
         networks = None if plan is None else Networks.of_state(below["networks"], plan)
         made = cls(fixed, networks)
         made.load_state_dict(dict(state))
         for name in ("mean", "scale"):
             if not bool(getattr(made, name).isfinite().all()):
                 raise ValueError(f"{name} holds a value that is not finite")
-        if fixed and networks and fixed.n_channels != len(networks.channel_mean):
+        if fixed and networks and fixed.n_channels != networks.n_channels:
             raise ValueError("fixed features and networks are of other channels")
         return made
 
-    def expect_causal(self, causal: bool) -> None:  # noqa: FBT001 - a property, not a mode
+    def expect_causal(self, *, causal: bool) -> None:
         """Check that the features are those of a causal classifier, or of another one.
 
         Raises:
@@ -151,18 +166,20 @@ class SeriesFeatures(nn.Module):
         if self.fixed is not None:
             return self.fixed.n_channels
         assert self.networks is not None
-        return len(self.networks.channel_mean)
+        return self.networks.n_channels
 
     @property
     def length(self) -> int:
         """Length that the fixed features were made for; 1 without them."""
         return 1 if self.fixed is None else self.fixed.length
 
-    def forward(self, x: Float[Tensor, "m l c"], mask: Bool[Tensor, "m l"]) -> Float[Tensor, "m f"]:
+    def forward(
+        self, x: Float[Tensor, "m l c"] | Int[Tensor, "m l"], mask: Bool[Tensor, "m l"]
+    ) -> Float[Tensor, "m f"]:
         """Return the features of series, in float32.
 
         Args:
-            x: Series.
+            x: Series, or sequences of tokens.
             mask: True on real positions, which come first, at least one in each series.
         """
         rows = None if self.fixed is None else self.fixed(x, mask)
@@ -178,6 +195,24 @@ class SeriesFeatures(nn.Module):
     def _beside(self, rows: Tensor | None, z: Tensor) -> Tensor:
         own = self.of_unit_vectors(z)
         return own if rows is None else torch.cat([rows, own], 1)
+
+
+def fixed_of_state(
+    state: Mapping[str, Tensor], length: int, vocab_size: int | None
+) -> FixedFeatures | NGrams:
+    """Make fixed features of series again, or of sequences over a vocabulary.
+
+    Raises:
+        ValueError: Sizes that do not fit each other, or a value that cannot be.
+        KeyError: A tensor is missing.
+        RuntimeError: There is one too many, or one has another shape.
+    """
+    if vocab_size is None:
+        return FixedFeatures.of_state(state, length)
+    return NGrams.of_state(state, vocab_size)
+
+
+Described = SeriesFeatures | FixedFeatures | NGrams
 
 
 def _unit_scale(left_out: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:

@@ -88,11 +88,11 @@ class Networks(nn.Module):
     """Describe series by small models, cross-fitted.
 
     The series are dealt into as many parts as there are models, class by class. A model learns from
-    all parts but one: multi-scale convolutions, one Mamba block that reads both ways, and
-    attention, maximum and mean over positions, trained by the softmax of cosines with fixed
-    prototypes. A training series is described by the unit vector of the one model that did not
-    learn from it, a new one by the mean over all. So what a ridge learns of them holds for new
-    series too.
+    all parts but one: multi-scale convolutions, or of tokens an embedding, one Mamba block that
+    reads both ways, and attention, maximum and mean over positions, trained by the softmax of
+    cosines with fixed prototypes. A training series is described by the unit vector of the one
+    model that did not learn from it, a new one by the mean over all. So what a ridge learns of them
+    holds for new series too.
 
     Args:
         plan: Their sizes.
@@ -104,11 +104,13 @@ class Networks(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.plan, self.description, self.stride = plan, plan.description, plan.stride
-        n_channels = plan.description.n_channels
-        if n_channels is None or not plan.description.pooling:
+        n_channels = plan.description.n_channels or 0
+        self.vocab_size = plan.description.vocab_size
+        if (self.vocab_size is None) == (n_channels == 0) or not plan.description.pooling:
             raise ValueError(f"these networks do not read series: {plan}")
-        if not 1 <= plan.stride <= _LARGEST_STRIDE:
-            raise ValueError(f"the stride {plan.stride} is outside 1..{_LARGEST_STRIDE}")
+        largest = _LARGEST_STRIDE if self.vocab_size is None else 1
+        if not 1 <= plan.stride <= largest:
+            raise ValueError(f"the stride {plan.stride} is outside 1..{largest}")
         generator = Generator().manual_seed(0)
         self.models = nn.ModuleList(
             plan.description.build(place=False, generator=generator).eval()
@@ -122,15 +124,25 @@ class Networks(nn.Module):
     @classmethod
     def fitted(
         cls,
-        x: Float[Tensor, "n l c"],
+        x: Float[Tensor, "n l c"] | Int[Tensor, "n l"],
         mask: Bool[Tensor, "n l"],
         target: Int[Tensor, " n"],
         prototypes: Float[Tensor, "k d"],
         settings: NetworkSettings,
         *,
+        vocab_size: int | None = None,
         generator: Generator,
     ) -> tuple["Networks", Float[Tensor, "n d"]]:
         """Train them.
+
+        Args:
+            x: Series, or sequences of tokens.
+            mask: True on real positions, which come first, at least one in each series.
+            target: Class of each.
+            prototypes: Of the classes.
+            settings: How many, and how they are trained.
+            vocab_size: Of sequences of tokens.
+            generator: Source of the parts, of weights and of the order of training.
 
         Returns:
             The networks, and the unit vector of each series by the one that did not learn from it.
@@ -139,8 +151,8 @@ class Networks(nn.Module):
         # A part without series would have nothing to describe.
         settings = replace(settings, n_networks=min(settings.n_networks, len(target)))
         description = ModelDescription(
-            vocab_size=None,
-            n_channels=x.shape[2],
+            vocab_size=vocab_size,
+            n_channels=x.shape[2] if vocab_size is None else None,
             d_model=_D_MODEL,
             n_layers=1,
             mixer="mamba",
@@ -156,15 +168,16 @@ class Networks(nn.Module):
             prototype_dim=dim,
             prototype_init="random",
             learnable_prototypes=False,
-            n_convolutions=_N_CONVOLUTIONS,
+            n_convolutions=_N_CONVOLUTIONS if vocab_size is None else 0,
             selective=settings.selective,
         )
-        stride = math.ceil(x.shape[1] / _MOST_POSITIONS)
+        stride = math.ceil(x.shape[1] / _MOST_POSITIONS) if vocab_size is None else 1
         made = cls(NetworkPlan(description, settings.n_networks, stride))
-        values = x[mask].double()
-        std = values.std(0, correction=0)
-        made.channel_mean.copy_(values.mean(0))
-        made.channel_std.copy_(torch.where(std > 0, std, 1.0))
+        if vocab_size is None:
+            values = x[mask].double()
+            std = values.std(0, correction=0)
+            made.channel_mean.copy_(values.mean(0))
+            made.channel_std.copy_(torch.where(std > 0, std, 1.0))
         series = Series(*made.prepared(x, mask), target)
         part = parts_of(target, settings.n_networks, generator=generator)
         left_out = torch.zeros(len(target), dim, dtype=torch.float64)
@@ -201,18 +214,26 @@ class Networks(nn.Module):
             raise ValueError("a standard deviation is not above 0")
         return made
 
-    def forward(self, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]) -> Float[Tensor, "n d"]:
+    @property
+    def n_channels(self) -> int:
+        """Channels of a series; a token is one."""
+        return self.description.n_channels or 1
+
+    def forward(
+        self, x: Float[Tensor, "n l c"] | Int[Tensor, "n l"], mask: Bool[Tensor, "n l"]
+    ) -> Float[Tensor, "n d"]:
         """Return the mean of the unit vectors that the networks give each series, in float64."""
         x, mask = self.prepared(x, mask)
         found = [_unit_vectors(model, x, mask).double() for model in self.each()]
         return torch.stack(found).mean(0)
 
     def prepared(
-        self, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]
-    ) -> tuple[Float[Tensor, "n s c"], Bool[Tensor, "n s"]]:
-        """Standardise series, and average every `stride` positions to one."""
-        # In float64: a time in seconds since 1970 has no fractions in float32.
-        x = ((x.double() - self.channel_mean) / self.channel_std).masked_fill(~mask[:, :, None], 0)
+        self, x: Float[Tensor, "n l c"] | Int[Tensor, "n l"], mask: Bool[Tensor, "n l"]
+    ) -> tuple[Float[Tensor, "n s c"] | Int[Tensor, "n s"], Bool[Tensor, "n s"]]:
+        """Standardise series, and average every `stride` positions to one; leave tokens alone."""
+        if self.vocab_size is not None:
+            return x, mask
+        x = self.standardised(x).masked_fill(~mask[:, :, None], 0)
         if self.stride > 1:
             missing = -x.shape[1] % self.stride
             shape = (len(x), -1, self.stride)
@@ -221,11 +242,26 @@ class Networks(nn.Module):
             x, mask = x.sum(2) / real.clamp(min=1)[:, :, None], real > 0
         return x.float(), mask
 
+    def standardised(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
+        """Take the mean of training away, in units of the deviation.
+
+        In float64: a time in seconds since 1970 has no fractions in float32.
+        """
+        return (x.double() - self.channel_mean) / self.channel_std
+
+    def nothing(self) -> Float[Tensor, "0 c"] | Int[Tensor, " 0"]:
+        """Return a series of no positions, as streams collect them."""
+        if self.vocab_size is not None:
+            return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, self.n_channels, dtype=torch.float64)
+
     def each(self) -> list[SequenceModel]:
         """Return the networks."""
-        models = list(self.models)
-        assert all(isinstance(model, SequenceModel) for model in models)
-        return models  # type: ignore[return-value]
+        models: list[SequenceModel] = []
+        for model in self.models:
+            assert isinstance(model, SequenceModel)
+            models.append(model)
+        return models
 
 
 def parts_of(target: Int[Tensor, " n"], n_parts: int, *, generator: Generator) -> Int[Tensor, " n"]:
@@ -241,7 +277,7 @@ def parts_of(target: Int[Tensor, " n"], n_parts: int, *, generator: Generator) -
 
 
 def _unit_vectors(
-    model: SequenceModel, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]
+    model: SequenceModel, x: Float[Tensor, "n l c"] | Int[Tensor, "n l"], mask: Bool[Tensor, "n l"]
 ) -> Float[Tensor, "n d"]:
     with torch.inference_mode():
         found = [

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from spherescan.calibration import fit_half_width, intervals
 from spherescan.errors import CheckpointError
+from spherescan.estimators.description import fixed_of_state
 from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor, short_form
 from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
@@ -36,7 +37,7 @@ from spherescan.estimators.sequences import (
     padded,
     seeded,
 )
-from spherescan.features import FixedFeatures, cosine_of_height, sphere_ridge
+from spherescan.features import FixedFeatures, NGrams, cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
 from spherescan.paths import user_path
 from spherescan.report import NumberAnswers, page_path, write_page
@@ -51,7 +52,7 @@ _RESOLUTION = 1e-12  # of values, below which their range is rounding
 class _Fitted:
     """What fitting found; values of the n training series and what they get left out."""
 
-    features: FixedFeatures
+    features: FixedFeatures | NGrams
     weight: Float[Tensor, " f"]
     bias: Float[Tensor, ""]
     left_out: Float[Tensor, " n"]
@@ -75,13 +76,16 @@ class SequenceRegressor(
             its differences; Hydra's come on top.
         margin: How far beyond the training values predictions may go on each side, in widths of
             their range, from 0.01 to 1000.
+        vocab_size: How many tokens there are, whole numbers from 0, when X is sequences of them; of
+            texts the tokens are bytes: 256. Features are then the n-grams of one to four
+            tokens that most sequences have, `n_features` of each length at most.
         missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
             them by straight lines between the values that there are. A channel that is missing
             altogether gets its mean over the training series.
         random_state: Seed of the kernels; see scikit-learn's glossary.
 
     Attributes:
-        n_channels_: Channels of a series.
+        n_channels_: Channels of a series; 1 of tokens.
         n_features_in_: Length of the series, where X had two axes.
         range_: The two ends that no prediction goes beyond.
         left_out_predictions_: Of each training series, left out, of shape (n,).
@@ -103,6 +107,7 @@ class SequenceRegressor(
 
     n_features: int
     margin: float
+    vocab_size: int | None
     missing: str
     random_state: int | np.random.RandomState | None
     _fitted: _Fitted
@@ -113,11 +118,13 @@ class SequenceRegressor(
         *,
         n_features: int = 5040,
         margin: float = 0.5,
+        vocab_size: int | None = None,
         missing: str = "refuse",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_features = n_features
         self.margin = margin
+        self.vocab_size = vocab_size
         self.missing = missing
         self.random_state = random_state
 
@@ -126,7 +133,9 @@ class SequenceRegressor(
 
         Args:
             X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or
-                a list of arrays (n_channels, n_timepoints) or (n_timepoints,) of any lengths.
+                a list of arrays (n_channels, n_timepoints) or (n_timepoints,) of any lengths. With
+                `vocab_size`, an array (n_cases, n_timepoints) of tokens, or a list of sequences of
+                them or of texts.
             y: Finite numbers of shape (n_cases,).
 
         Raises:
@@ -280,12 +289,14 @@ class SequenceRegressor(
         try:
             saved = saved_of(SavedRegressor, checkpoint.state, cls.__name__)
             tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
-            features = FixedFeatures.of_state(checkpoint.below("features."), saved.length)
+            stored = checkpoint.below("features.")
+            features = fixed_of_state(stored, saved.length, saved.vocab_size)
             _expect_sound(tensors, features.n_features, largest=max(-saved.lower, saved.upper))
             fitted = _Fitted(features, **tensors, lower=saved.lower, upper=saved.upper)
             made = cls(
                 n_features=saved.n_features,
                 margin=_margin_of(saved.margin),
+                vocab_size=saved.vocab_size,
                 missing=saved.missing,
                 random_state=saved.random_state,
             )

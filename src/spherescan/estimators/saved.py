@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from spherescan.estimators.description import SeriesFeatures
-from spherescan.features import FixedFeatures
+from spherescan.estimators.description import Described
 from spherescan.strict_json import typed
 
 # Whole numbers, floats, bools, texts of fixed length, and objects that are texts.
 _LABEL_TYPE = re.compile(r"[<>|=]([biu][1248]|f[248]|U[0-9]{1,9})|\|O")
 
 S = TypeVar("S", bound="Saved")
-Described = SeriesFeatures | FixedFeatures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +30,22 @@ class Saved:
     feature_names: tuple[str, ...]
     missing: Literal["refuse", "mask"]
     channel_means: tuple[float, ...] | None
+    vocab_size: int | None = None
 
     @staticmethod
     def common(estimator: BaseEstimator, features: Described) -> dict[str, Any]:
-        """Return the values of what all of them have."""
+        """Return the values of what all of them have.
+
+        Raises:
+            ValueError: Settings of another fit.
+        """
+        if estimator.vocab_size != features.vocab_size:
+            raise ValueError(f"it was fitted with vocab_size={features.vocab_size}; fit it again")
+        means = None
+        if estimator.missing == "mask":
+            if not hasattr(estimator, "channel_means_"):
+                raise ValueError('it was fitted with missing="refuse"; fit it again')
+            means = tuple(estimator.channel_means_.tolist())
         return {
             "n_features": int(estimator.n_features),
             "random_state": seed_of(estimator.random_state),
@@ -43,9 +53,8 @@ class Saved:
             "n_features_in": getattr(estimator, "n_features_in_", None),
             "feature_names": tuple(getattr(estimator, "feature_names_in_", ())),
             "missing": estimator.missing,
-            "channel_means": tuple(estimator.channel_means_.tolist())
-            if estimator.missing == "mask"
-            else None,
+            "channel_means": means,
+            "vocab_size": features.vocab_size,
         }
 
     def restore(self, estimator: BaseEstimator, features: Described) -> None:

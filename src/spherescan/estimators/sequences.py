@@ -1,4 +1,4 @@
-"""What users pass as X: arrays, lists of series of any length, data frames.
+"""What users pass as X: arrays, lists of series of any length, data frames, tokens, texts.
 
 Letters: n series, l length of the longest, c channels.
 """
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import assert_all_finite, check_random_state
@@ -19,15 +19,16 @@ from sklearn.utils.validation import (
     column_or_1d,
     validate_data,
 )
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from spherescan.features import FixedFeatures
+from spherescan.estimators.description import Described
+from spherescan.features import FixedFeatures, NGrams
 
 
 class Padded(NamedTuple):
-    """Series of different lengths in one tensor; `mask` is True on real positions."""
+    """Series, or sequences of tokens, in one tensor; `mask` is True on real positions."""
 
-    x: Float[Tensor, "n l c"]
+    x: Float[Tensor, "n l c"] | Int[Tensor, "n l"]
     mask: Bool[Tensor, "n l"]
 
 
@@ -35,17 +36,20 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     """Check X as scikit-learn does and return it as one tensor.
 
     Args:
-        estimator: Has the setting `missing`. Remembers `n_channels_`, of two-dimensional X
-            `n_features_in_`, and where values may be missing `channel_means_`.
+        estimator: Has the settings `vocab_size` and `missing`. Remembers `n_channels_`, of
+            two-dimensional X `n_features_in_`, and where values may be missing `channel_means_`.
         X: An array (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), whatever
             scikit-learn takes for the latter, or a list or an object array of arrays (n_channels,
-            n_timepoints) or (n_timepoints,) whose lengths differ.
+            n_timepoints) or (n_timepoints,) whose lengths differ. With a vocabulary, an array
+            (n_cases, n_timepoints) of whole numbers, or a list of sequences of these or of texts.
         reset: Whether to remember what X is like, or to expect what was remembered.
 
     Raises:
         ValueError: Something that is no finite number, nothing at all, or not what was remembered.
         TypeError: A sparse matrix, or values of a type that is no number.
     """
+    if estimator.vocab_size is not None:
+        return _padded_tokens(estimator, X, reset=reset)
     masked = _may_miss(estimator)
     series = _series(estimator, X, reset=reset, masked=masked)
     n_channels = series[0].shape[0]
@@ -126,9 +130,8 @@ def _series(
             estimator, given, reset=reset, dtype=np.float64, ensure_all_finite=finite
         )
         return list(array[:, None, :])
-    if reset:  # of an earlier fit to X of two axes
-        for name in ("n_features_in_", "feature_names_in_"):
-            vars(estimator).pop(name, None)
+    if reset:
+        _forget_columns(estimator)
     if series is None:
         array = check_array(
             given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=finite
@@ -137,6 +140,86 @@ def _series(
             raise ValueError(f"X has the shape {array.shape}; every series needs a value")
         series = list(array)
     return series
+
+
+def _forget_columns(estimator: BaseEstimator) -> None:
+    """Forget what an earlier fit to X of two axes has remembered."""
+    for name in ("n_features_in_", "feature_names_in_"):
+        vars(estimator).pop(name, None)
+
+
+def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
+    """Check sequences of tokens and return them as one tensor.
+
+    Raises:
+        ValueError: No sequences, an empty one, a number that is no token, or the setting `missing`.
+        TypeError: A vocabulary or tokens that are no whole numbers.
+    """
+    vocab_size = vocabulary_of(estimator)
+    if _may_miss(estimator):
+        raise ValueError(
+            'missing is "mask" and vocab_size is set; there is no line between tokens: let one of '
+            "them say that it is missing"
+        )
+    if isinstance(X, str | bytes) or not hasattr(X, "__len__") or getattr(X, "ndim", 1) > 2:
+        raise ValueError(
+            "X must be an array (n_cases, n_timepoints) of tokens, or a list of sequences of them "
+            "or of texts"
+        )
+    if len(X) == 0:
+        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
+    rows = X.to_numpy() if hasattr(X, "to_numpy") else X
+    sequences = [
+        checked_tokens(values, vocab_size, name=f"X[{index}]") for index, values in enumerate(rows)
+    ]
+    empty = [index for index, tokens in enumerate(sequences) if not len(tokens)]
+    if empty:
+        raise ValueError(f"X[{empty[0]}] is empty; every sequence needs a token")
+    if reset:
+        _forget_columns(estimator)
+        estimator.n_channels_ = 1
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    x = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    for row, tokens in zip(x, sequences, strict=True):
+        row[: len(tokens)] = tokens
+    return Padded(x, torch.arange(x.shape[1]) < lengths[:, None])
+
+
+def vocabulary_of(estimator: BaseEstimator) -> int:
+    """Check the setting `vocab_size`, which is set.
+
+    Raises:
+        ValueError: A size outside its range.
+        TypeError: It is no whole number.
+    """
+    expect_whole("vocab_size", estimator.vocab_size)
+    NGrams(int(estimator.vocab_size))
+    return int(estimator.vocab_size)
+
+
+def checked_tokens(values: Any, vocab_size: int, *, name: str) -> Int[Tensor, " l"]:
+    """Return a sequence of tokens; those of a text are the bytes of its UTF-8.
+
+    Raises:
+        ValueError: A number outside the vocabulary, or more than one axis.
+        TypeError: Values that are no whole numbers.
+    """
+    if isinstance(values, str | bytes):
+        text = values.encode() if isinstance(values, str) else values
+        tokens = np.frombuffer(text, dtype=np.uint8)
+    else:
+        tokens = np.asarray(values)
+    if tokens.ndim != 1:
+        raise ValueError(f"{name} has the shape {tokens.shape}; a sequence of tokens has one axis")
+    if tokens.size and tokens.dtype.kind not in "iu":
+        raise TypeError(f"{name} has values of type {tokens.dtype}; tokens are whole numbers")
+    outside = (tokens < 0) | (tokens >= vocab_size) if tokens.size else np.zeros(0, dtype=bool)
+    if outside.any():
+        raise ValueError(
+            f"{name} has {tokens[outside][0]}, which is no token: vocab_size is {vocab_size}, so "
+            f"tokens are 0 to {vocab_size - 1}"
+        )
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 def checked_labels(series: Tensor, y: Any) -> NDArray[Any]:
@@ -191,11 +274,11 @@ def seeded(estimator: BaseEstimator) -> Generator:
 
 def fitted_features(
     estimator: BaseEstimator, batch: Padded, *, generator: Generator
-) -> tuple[FixedFeatures, Float[Tensor, "n f"]]:
+) -> tuple[FixedFeatures | NGrams, Float[Tensor, "n f"]]:
     """Fit fixed features to training series.
 
     Args:
-        estimator: Has the setting `n_features`.
+        estimator: Has the settings `n_features` and `vocab_size`.
         batch: The series.
         generator: Source of kernels.
 
@@ -207,6 +290,9 @@ def fitted_features(
         TypeError: A number of features that is no whole number.
     """
     expect_whole("n_features", estimator.n_features)
+    if estimator.vocab_size is not None:
+        ngrams = NGrams(vocabulary_of(estimator), n_features=int(estimator.n_features))
+        return ngrams, ngrams.fit(*batch)
     features = FixedFeatures(
         batch.x.shape[2],
         batch.x.shape[1],
@@ -216,12 +302,16 @@ def fitted_features(
     return features, features.fit(*batch, generator=generator)
 
 
-def described(estimator: BaseEstimator, features: nn.Module, X: Any) -> Float[Tensor, "n f"]:
+def described(estimator: BaseEstimator, features: Described, X: Any) -> Float[Tensor, "n f"]:
     """Return the features of new series, in float32.
 
     Raises:
         ValueError: X that `padded` refuses, or values too far from those of training.
     """
+    if estimator.vocab_size != features.vocab_size:
+        raise ValueError(
+            f"this estimator was fitted with vocab_size={features.vocab_size}; fit it again"
+        )
     batch = padded(estimator, X, reset=False)
     with torch.inference_mode():
         found: Tensor = features(*batch)

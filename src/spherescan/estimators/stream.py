@@ -3,20 +3,26 @@
 Letters: c channels, l length, k classes.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from spherescan.estimators.networks import Networks
-from spherescan.nn import StreamState, extend_stream, read_out_stream, start_stream
+from spherescan.estimators.sequences import checked_tokens
+from spherescan.nn import (
+    StreamState,
+    digest_of_weights,
+    extend_stream,
+    read_out_stream,
+    start_stream,
+)
 
 # Positions that go through the networks at once: it bounds the memory of a push.
 _PIECE = 512
@@ -27,7 +33,7 @@ class StreamAnswer:
     """What the classifier says of all samples since the series began.
 
     Attributes:
-        n_steps: How many samples that is.
+        n_steps: How many samples or tokens that is.
         label: The nearest class.
         probability: Of that class.
         probabilities: Of every class, in the order of `classes_`.
@@ -61,7 +67,7 @@ class ClassifierStream:
 
     @property
     def n_steps(self) -> int:
-        """Samples since the series began."""
+        """Samples or tokens since the series began."""
         return self._n_steps
 
     def reset(self) -> None:
@@ -69,8 +75,8 @@ class ClassifierStream:
         with torch.inference_mode():
             self._states = [start_stream(model, batch=1) for model in self._networks.each()]
         self._n_steps = 0
-        # Samples of the last stride, which the next ones may complete.
-        self._open = torch.zeros(0, len(self._networks.channel_mean), dtype=torch.float64)
+        # Samples of the last stride, which the next ones may complete; tokens come one by one.
+        self._open = self._networks.nothing()
 
     def push(self, samples: ArrayLike) -> StreamAnswer:
         """Go on with the series, and answer for all of it.
@@ -78,9 +84,11 @@ class ClassifierStream:
         Args:
             samples: One of shape (n_channels,), or several of shape (n_channels, n_timepoints), as
                 `fit` has series; of one channel also a number, or several of shape
-                (n_timepoints,). None at all change nothing.
+                (n_timepoints,). Of tokens one, or several of shape (n_timepoints,), or a text. None
+                at all change nothing.
 
         Raises:
+            TypeError: Tokens that are no whole numbers.
             ValueError: Another shape, a value that is not finite, or nothing so far; the stream is
                 then as it was before.
         """
@@ -90,9 +98,11 @@ class ClassifierStream:
             raise ValueError("nothing has been pushed; give at least one sample")
         networks, stride = self._networks, self._networks.stride
         with torch.inference_mode():
-            rows = torch.cat([self._open, (rows - networks.channel_mean) / networks.channel_std])
+            rows = torch.cat([self._open, rows])
             whole = len(rows) // stride * stride
-            done = rows[:whole].reshape(-1, stride, rows.shape[1]).mean(1)
+            done = rows[:whole]
+            if stride > 1:
+                done = done.reshape(-1, stride, rows.shape[1]).mean(1)
             rest = rows[whole:].clone()
             states = _extended(networks, self._states, done)
             # An unfinished stride counts as far as it goes, for this answer alone.
@@ -106,7 +116,7 @@ class ClassifierStream:
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that the next answers depend on beside the classifier."""
         if self._digest is None:
-            self._digest = _digest(self._networks)
+            self._digest = digest_of_weights(self._networks)
         state = {
             "n_steps": torch.tensor(self._n_steps),
             "open": self._open,
@@ -133,7 +143,7 @@ class ClassifierStream:
             wanted = expected[name]
             shape = wanted.shape
             if name == "open":  # as many rows as there are samples that no stride is full of
-                shape = torch.Size([int(n_steps) % self._networks.stride, shape[1]])
+                shape = torch.Size([int(n_steps) % self._networks.stride, *shape[1:]])
             if tensor.shape != shape or tensor.dtype != wanted.dtype or bool(tensor.isnan().any()):
                 raise ValueError(f"not a state of a stream of this classifier: {name}")
         if not torch.equal(state["networks"], expected["networks"]):
@@ -144,8 +154,13 @@ class ClassifierStream:
             for index, each in enumerate(self._states)
         ]
 
-    def _checked(self, samples: ArrayLike) -> Float[Tensor, "l c"]:
-        n_channels = len(self._networks.channel_mean)
+    def _checked(self, samples: ArrayLike) -> Float[Tensor, "l c"] | Int[Tensor, " l"]:
+        """Return tokens, or samples as the networks have them."""
+        if self._networks.vocab_size is not None:
+            one = not isinstance(samples, str | bytes) and np.ndim(samples) == 0
+            tokens = [samples] if one else samples
+            return checked_tokens(tokens, self._networks.vocab_size, name="what was pushed")
+        n_channels = self._networks.n_channels
         try:
             values = np.asarray(samples, dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -163,14 +178,15 @@ class ClassifierStream:
             )
         if not np.isfinite(values).all():
             raise ValueError("samples hold a value that is not finite")
-        return torch.from_numpy(values.T.copy())
+        return self._networks.standardised(torch.from_numpy(values.T.copy()))
 
 
 def _extended(
-    networks: Networks, states: list[StreamState], rows: Float[Tensor, "l c"]
+    networks: Networks, states: list[StreamState], rows: Float[Tensor, "l c"] | Int[Tensor, " l"]
 ) -> list[StreamState]:
     for begin in range(0, len(rows), _PIECE):
-        piece = rows[begin : begin + _PIECE].float()
+        piece = rows[begin : begin + _PIECE]
+        piece = piece.float() if piece.is_floating_point() else piece
         pairs = zip(networks.each(), states, strict=True)
         states = [extend_stream(model, state, piece[None]) for model, state in pairs]
     return states
@@ -182,12 +198,3 @@ def _mean_vector(networks: Networks, states: list[StreamState]) -> Float[Tensor,
         for model, state in zip(networks.each(), states, strict=True)
     ]
     return torch.stack(found).mean(0)
-
-
-def _digest(networks: Networks) -> Tensor:
-    """Return the SHA-256 of all weights under their names."""
-    sha = hashlib.sha256()
-    for name, tensor in networks.state_dict().items():
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)

@@ -1,9 +1,10 @@
-"""Fixed features of series, which no label is needed for: tensors in, tensors out."""
+"""Fixed features of series and of tokens, which no label is needed for: tensors in, tensors out."""
 
 from spherescan.features.class_column import ClassColumn, added_cosine, class_column
 from spherescan.features.fixed import FixedFeatures
 from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
+from spherescan.features.ngrams import NGrams
 from spherescan.features.ridge import Ridge, ridge
 from spherescan.features.sphere_ridge import SphereRidge, cosine_of_height, sphere_ridge
 from spherescan.features.statistics import channel_statistics
@@ -13,6 +14,7 @@ __all__ = [
     "FixedFeatures",
     "Hydra",
     "MiniRocket",
+    "NGrams",
     "Ridge",
     "SphereRidge",
     "added_cosine",

@@ -49,6 +49,8 @@ class FixedFeatures(nn.Module):
         torch.Size([5, 268])
     """
 
+    vocab_size = None
+
     def __init__(
         self,
         n_channels: int,

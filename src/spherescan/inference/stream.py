@@ -3,7 +3,6 @@
 Letters: b batch (always 1), l length, c series channels, k classes.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from spherescan.nn import (
     ModelDescription,
     SequenceModel,
     StreamState,
+    digest_of_weights,
     extend_stream,
     read_out_stream,
     start_stream,
@@ -147,7 +147,7 @@ class Stream:
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that the next answers depend on beside the model, as tensors."""
         if self._digest is None:
-            self._digest = _digest(self._model)
+            self._digest = digest_of_weights(self._model)
         n_steps = torch.tensor(self._n_steps)
         return {_N_STEPS: n_steps, _MODEL: self._digest, **self._state.tensors()}
 
@@ -291,15 +291,6 @@ def _tokens(values: Shaped[np.ndarray, "..."], vocab_size: int) -> Int[Tensor, "
 def _pieces(inputs: Tensor) -> Iterator[Tensor]:
     for start in range(0, inputs.shape[1], _PIECE):
         yield inputs[:, start : start + _PIECE]
-
-
-def _digest(model: SequenceModel) -> UInt8[Tensor, "32"]:
-    """Return the SHA-256 of all weights under their names."""
-    sha = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)
 
 
 def _expect_like(name: str, tensor: Tensor, expected: Tensor) -> None:

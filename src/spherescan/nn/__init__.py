@@ -13,7 +13,13 @@ from spherescan.nn.pooling import POOLING_NAMES, AttentionPool, Pooling
 from spherescan.nn.prototypes import PrototypeHead
 from spherescan.nn.published import load_published
 from spherescan.nn.separation import separation_bound
-from spherescan.nn.streaming import StreamState, extend_stream, read_out_stream, start_stream
+from spherescan.nn.streaming import (
+    StreamState,
+    digest_of_weights,
+    extend_stream,
+    read_out_stream,
+    start_stream,
+)
 
 __all__ = [
     "MIXERS",
@@ -32,6 +38,7 @@ __all__ = [
     "SequenceModel",
     "SeriesEmbedding",
     "StreamState",
+    "digest_of_weights",
     "extend_stream",
     "freeze",
     "insert_blocks",

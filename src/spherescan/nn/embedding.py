@@ -104,6 +104,8 @@ class SeriesEmbedding(nn.Module):
         return embedded, tuple(after)
 
     def _layers(self) -> list[MultiScaleConvolution]:
-        layers = list(self.convolutions)
-        assert all(isinstance(layer, MultiScaleConvolution) for layer in layers)
-        return layers  # type: ignore[return-value]
+        layers: list[MultiScaleConvolution] = []
+        for layer in self.convolutions:
+            assert isinstance(layer, MultiScaleConvolution)
+            layers.append(layer)
+        return layers

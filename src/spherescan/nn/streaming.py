@@ -3,10 +3,11 @@
 Letters: b batch, l length, c series channels, m model width, d prototype dimension.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -131,6 +132,15 @@ def read_out_stream(model: SequenceModel, state: StreamState) -> Float[Tensor, "
         if name != _LAST
     ]
     return torch.stack([functional.normalize(each, dim=-1) for each in (*local, z)]).mean(0)
+
+
+def digest_of_weights(module: nn.Module) -> UInt8[Tensor, "32"]:
+    """Return the SHA-256 of all weights under their names: a stream goes on with these alone."""
+    sha = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)
 
 
 def _begin(

@@ -1,4 +1,4 @@
-"""Train a small model on series in memory: no run on disk, a few seconds.
+"""Train a small model on series or sequences of tokens in memory: no run on disk, a few seconds.
 
 Letters: n series, l length, c channels, d prototype dimension.
 """
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from spherescan.data.augment import augmented
+from spherescan.data.augment import augmented, windows
 from spherescan.losses import prototype_softmax_loss
 from spherescan.nn import SequenceModel, SeriesEmbedding
 from spherescan.train.optim import make_optimizer
@@ -25,14 +25,16 @@ _AVERAGED_PART = 0.04
 _WARMUP_PART = 0.06
 _CLIP = 1.0
 _PATIENCE = 3
+# Tokens of a longer sequence that a step looks at.
+_WINDOW = 512
 _BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """Padded series and their classes."""
+    """Padded series, or sequences of tokens, and their classes."""
 
-    x: Float[Tensor, "n l c"]
+    x: Float[Tensor, "n l c"] | Int[Tensor, "n l"]
     mask: Bool[Tensor, "n l"]
     target: Int[Tensor, " n"]
 
@@ -53,7 +55,8 @@ class Plan:
         lr: Peak learning rate.
         weight_decay: Decoupled decay.
         scale: Of the softmax over cosines.
-        augment: Whether series are changed a little each time.
+        augment: Whether series are changed a little each time, and a part of long sequences of
+            tokens is taken.
         seconds: After which it ends early, with the weights it has then; never when missing.
         early_stopping: Whether it ends when three looks at held-out series, each after a twentieth
             of the steps, found no smaller loss; the weights of the smallest are kept.
@@ -92,11 +95,12 @@ def fit_series(
         The model with the mean of its last weights, in eval mode.
     """
     began = time.perf_counter()
-    values = series.x[series.mask]
-    deviation = values.std(0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, 1.0)
-    assert isinstance(model.embedding, SeriesEmbedding)
-    model.embedding.set_statistics(values.mean(0), deviation)
+    deviation = None
+    if isinstance(model.embedding, SeriesEmbedding):
+        values = series.x[series.mask]
+        deviation = values.std(0, correction=0)
+        deviation = torch.where(deviation > 0, deviation, 1.0)
+        model.embedding.set_statistics(values.mean(0), deviation)
     optimizer = make_optimizer(
         model.named_parameters(), lr=plan.lr, betas=_BETAS, weight_decay=plan.weight_decay
     )
@@ -138,18 +142,21 @@ def fit_series(
 
 
 def _batches(
-    series: Series, plan: Plan, deviation: Tensor, *, generator: Generator
+    series: Series, plan: Plan, deviation: Tensor | None, *, generator: Generator
 ) -> Iterator[Series]:
-    """Yield batches for ever, each epoch in an order of its own."""
+    """Yield batches for ever, each epoch in an order of its own; tokens have no deviation."""
     order = torch.empty(0, dtype=torch.long)
     while True:
         while len(order) < min(plan.batch_size, len(series.target)):
             more = torch.randperm(len(series.target), generator=generator)
             order = torch.cat([order, more])
         batch, order = series[order[: plan.batch_size]], order[plan.batch_size :]
-        if plan.augment:
+        if plan.augment and deviation is not None:
             x = augmented(batch.x, batch.mask, deviation, generator=generator)
             batch = Series(x, batch.mask, batch.target)
+        elif plan.augment:
+            x, mask = windows(batch.x, batch.mask, longest=_WINDOW, generator=generator)
+            batch = Series(x, mask, batch.target)
         yield batch
 
 
