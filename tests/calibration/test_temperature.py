@@ -11,6 +11,7 @@ from spherescan.calibration import (
     expected_calibration_error,
     fit_scale,
     fit_scale_and_bias,
+    laplace_smoothing,
     probabilities,
 )
 from tests.calibration.draws import labels_of, rand, randn
@@ -203,3 +204,11 @@ def test_settings_that_mean_nothing_are_refused():
     for scale in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="the scale is"):
             probabilities(ONE, scale)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_by_laplace_n_right_answers_are_as_sure_as_n_plus_1_of_n_plus_2(k):
+    cosines, target = torch.eye(k).double().repeat(5, 1), torch.arange(k).repeat(5)
+    scale = fit_scale(cosines, target, smoothing=laplace_smoothing(5 * k, k))
+    sure = probabilities(cosines, scale).max(1).values
+    assert sure.tolist() == pytest.approx([(5 * k + 1) / (5 * k + 2)] * (5 * k), abs=1e-6)

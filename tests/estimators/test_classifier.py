@@ -16,6 +16,7 @@ from spherescan.data import locate, read_series
 from spherescan.errors import CheckpointError
 from spherescan.estimators import SequenceClassifier
 from spherescan.runs import read_checkpoint, write_checkpoint
+from tests.estimators.forging import Forger
 
 
 def speakers(split: str) -> tuple[list[np.ndarray], np.ndarray]:
@@ -200,18 +201,9 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, labels):
 
 def test_a_forged_file_is_refused(tmp_path):
     X, y = waves(18)
-    path = tmp_path / "good"
-    SequenceClassifier(n_features=84, random_state=0).fit(X, y).save(path)
-    good = read_checkpoint(path)
-
-    def refused(reason: str, state=None, **tensors) -> None:
-        changed = {name.replace("__", "."): value for name, value in tensors.items()}
-        kept = {n: t for n, t in (good.tensors | changed).items() if t is not None}
-        write_checkpoint(tmp_path / "bad", kept, good.state if state is None else state)
-        with pytest.raises(CheckpointError, match=reason):
-            SequenceClassifier.load(tmp_path / "bad")
-        (tmp_path / "bad").unlink()
-
+    made = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    forger = Forger(made, tmp_path)
+    good, refused = forger.good, forger.refused
     refused("of no estimator", state={})
     refused("of 'Other'", state=good.state | {"estimator": "Other"})
     refused("n_features", state=good.state | {"n_features": "84"})
@@ -231,6 +223,7 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("shape", features__fixed__rocket__biases=torch.tensor(1.0))
     refused("cannot have", features__fixed__channel_std=torch.zeros(1, dtype=torch.float64))
     refused("unit vectors", prototypes=2 * good.tensors["prototypes"])
+    refused("depend on each other", prototypes=good.tensors["prototypes"][[0] * 3])
     refused("at most 0 long", state=good.state | {"label_type": "<U100000000"})
     refused("different", state=good.state | {"labels": [1, 1, 1]})
     refused("class outside", target=good.tensors["target"] + 1)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from spherescan.errors import CheckpointError
 from spherescan.estimators import SequenceClassifier
 from spherescan.estimators.networks import Networks, NetworkSettings, parts_of
-from spherescan.runs import read_checkpoint, write_checkpoint
+from tests.estimators.forging import Forger
 
 
 def waves(n=30, length=30, seed=0, channels=2):
@@ -208,17 +207,8 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
 
 
 def test_a_forged_file_is_refused(tmp_path, causal):
-    causal.save(tmp_path / "good")
-    good = read_checkpoint(tmp_path / "good")
-
-    def refused(reason, state=None, **tensors):
-        changed = {name.replace("__", "."): value for name, value in tensors.items()}
-        kept = {n: t for n, t in (good.tensors | changed).items() if t is not None}
-        write_checkpoint(tmp_path / "bad", kept, good.state if state is None else state)
-        with pytest.raises(CheckpointError, match=reason):
-            SequenceClassifier.load(tmp_path / "bad")
-        (tmp_path / "bad").unlink()
-
+    forger = Forger(causal, tmp_path)
+    good, refused = forger.good, forger.refused
     plan = good.state["plan"]
 
     def with_plan(**changes):
@@ -288,10 +278,12 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_fitted(
         SequenceClassifier(**QUICK | settings).fit(*waves())
 
 
-def test_progress_is_told_when_it_is_asked_for(capsys):
+def test_progress_is_told_when_it_is_asked_for(tmp_path, capsys):
     X, y = waves(12)
-    SequenceClassifier(**QUICK, verbose=1).fit(X, y)
+    made = SequenceClassifier(**QUICK, verbose=2).fit(X, y)
     lines = capsys.readouterr().err.splitlines()
+    made.save(tmp_path / "model")
+    assert SequenceClassifier.load(tmp_path / "model").verbose == 2
     assert len(lines) == 20
     assert lines[-1].startswith("network 2 of 2, step 40 of 40, loss ")
     SequenceClassifier(**QUICK).fit(X, y)

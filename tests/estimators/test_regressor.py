@@ -7,7 +7,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from spherescan.errors import CheckpointError
 from spherescan.estimators import SequenceRegressor
-from spherescan.runs import read_checkpoint, write_checkpoint
+from tests.estimators.forging import Forger
 
 
 def waves(n: int, *, length: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -110,23 +110,15 @@ def test_what_is_saved_answers_with_the_same_bits(fitted, tmp_path):
 
 
 def test_a_forged_file_is_refused(fitted, tmp_path):
-    fitted.save(tmp_path / "good")
-    good = read_checkpoint(tmp_path / "good")
-
-    def refused(reason: str, state=None, **tensors) -> None:
-        kept = {n: t for n, t in (good.tensors | tensors).items() if t is not None}
-        write_checkpoint(tmp_path / "bad", kept, good.state | (state or {}))
-        with pytest.raises(CheckpointError, match=reason):
-            SequenceRegressor.load(tmp_path / "bad")
-        (tmp_path / "bad").unlink()
-
-    refused("of 'SequenceClassifier'", state={"estimator": "SequenceClassifier"})
-    refused("margin", state={"margin": 0.0})
-    refused("margin", state={"margin": "wide"})
-    refused("empty", state={"lower": 9.0})
-    refused("not finite", state={"lower": -1e308, "upper": 1e308})
-    refused("n_features_in", state={"n_features_in": -1})
-    refused("with 1 names", state={"n_features_in": 2, "feature_names": ["a"]})
+    forger = Forger(fitted, tmp_path)
+    good, refused = forger.good, forger.refused
+    refused("of 'SequenceClassifier'", state=good.state | {"estimator": "SequenceClassifier"})
+    refused("margin", state=good.state | {"margin": 0.0})
+    refused("margin", state=good.state | {"margin": "wide"})
+    refused("empty", state=good.state | {"lower": 9.0})
+    refused("not finite", state=good.state | {"lower": -1e308, "upper": 1e308})
+    refused("n_features_in", state=good.state | {"n_features_in": -1})
+    refused("with 1 names", state=good.state | {"n_features_in": 2, "feature_names": ["a"]})
     refused("too large", target=99 + good.tensors["target"])
     refused("too large", weight=1e300 + good.tensors["weight"])
     refused("weight", weight=None)

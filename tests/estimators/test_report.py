@@ -115,11 +115,13 @@ def test_the_page_of_a_regressor_has_its_intervals(regressor, tmp_path):
     assert drawn["numbers"]["data"][1]["y"] == pytest.approx(regressor.predict(X).tolist())
     lower, upper = regressor.predict_interval(X, coverage=0.9).T
     inside = ((lower <= values) & (values <= upper)).mean()
-    assert f"hold {inside:.1%} of these values" in path.read_text()
+    assert f"hold {inside:.1%} of these values." in path.read_text()
+    assert "was set by these series" not in path.read_text()
     left_out = figures(regressor.report(tmp_path / "page.html"))
     assert left_out["numbers"]["data"][1]["y"] == pytest.approx(
         regressor.left_out_predictions_.tolist()
     )
+    assert "That width was set by these series." in (tmp_path / "page.html").read_text()
 
 
 def test_few_series_have_a_page_without_intervals_and_sets(tmp_path):

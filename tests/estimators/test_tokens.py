@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from spherescan.data.augment import windows
-from spherescan.errors import CheckpointError
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
-from spherescan.runs import read_checkpoint, write_checkpoint
+from tests.estimators.forging import Forger
 
 # A line of each: the one language has words with "the", the other with "der".
 ENGLISH = ["the cat and the dog", "on the other side", "there was nothing", "they gather them"]
@@ -144,15 +143,11 @@ def test_a_file_of_another_vocabulary_is_refused(tmp_path, languages, causal):
         (causal, {9: "vocab_size is 9", None: "vocab_size is None"}),
     )
     for made, reasons in refused:
-        made.save(tmp_path / "good")
-        good = read_checkpoint(tmp_path / "good")
+        folder = tmp_path / str(made.vocab_size)
+        folder.mkdir()
+        forger = Forger(made, folder)
         for vocab_size, reason in reasons.items():
-            state = good.state | {"vocab_size": vocab_size}
-            write_checkpoint(tmp_path / "bad", good.tensors, state)
-            with pytest.raises(CheckpointError, match=reason):
-                SequenceClassifier.load(tmp_path / "bad")
-            (tmp_path / "bad").unlink()
-        (tmp_path / "good").unlink()
+            forger.refused(reason, state=forger.good.state | {"vocab_size": vocab_size})
 
 
 def test_a_regressor_counts_tokens():

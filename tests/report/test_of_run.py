@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 
@@ -5,7 +6,7 @@ import pytest
 
 from spherescan.cli import main
 from spherescan.config import load_config
-from spherescan.errors import ConfigError, DataError
+from spherescan.errors import ConfigError, DataError, RunDirectoryError
 from spherescan.report import page_of_run
 from spherescan.runs import read_metrics
 from tests.train.test_training import trainer_for, write_series
@@ -128,6 +129,16 @@ def test_a_run_that_is_being_written_has_a_page(surgery_run, tmp_path):
         file.write('{"run_id": "torn')
     (run / "events.jsonl").write_text("damaged")
     assert sections(page_of_run(run))["learning"].data
+
+
+def test_a_record_that_no_run_writes_is_named(tmp_path):
+    run = finished(tmp_path, run__steps=4)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    del last["loss"]
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    with pytest.raises(RunDirectoryError, match=r"metrics.jsonl holds a record .*'loss'"):
+        page_of_run(run)
 
 
 def test_a_run_of_tokens_has_what_tokens_have(tmp_path):

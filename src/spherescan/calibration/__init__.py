@@ -46,6 +46,7 @@ from spherescan.calibration.temperature import (
     ScaleAndBias,
     fit_scale,
     fit_scale_and_bias,
+    laplace_smoothing,
     probabilities,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "intervals",
     "known_threshold",
     "lac_scores",
+    "laplace_smoothing",
     "largest_probability",
     "largest_score",
     "mean_directions",

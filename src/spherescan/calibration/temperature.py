@@ -53,6 +53,14 @@ def probabilities(
     return torch.softmax(logits if bias is None else logits + checked(bias, of="biases"), dim=1)
 
 
+def laplace_smoothing(n: int, n_classes: int) -> float:
+    """Return the smoothing for n samples by which none is ever certain.
+
+    Laplace's rule of right and wrong: after n right answers the next is wrong once in n + 2.
+    """
+    return n_classes / (max(1, n_classes - 1) * (n + 2))
+
+
 def fit_scale(
     cosines: Float[Tensor, "n k"],
     target: Int[Tensor, " n"],

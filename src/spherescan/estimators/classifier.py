@@ -535,7 +535,8 @@ class SequenceClassifier(
         asked = self.n_networks if isinstance(self.n_networks, str) else settings.n_networks
         networks = self._fitted.features.networks
         plan = None if networks is None else networks.plan.to_json()
-        return {**asdict(settings), "n_networks": asked, "plan": plan}
+        verbose = self.verbose if isinstance(self.verbose, bool) else int(self.verbose)
+        return {**asdict(settings), "n_networks": asked, "plan": plan, "verbose": verbose}
 
     @classmethod
     def load(cls, path: str | Path) -> "SequenceClassifier":

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.calibration import fit_scale
+from spherescan.calibration import fit_scale, laplace_smoothing
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.features import added_cosine
 
@@ -21,6 +21,9 @@ TENSORS = (
     "weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias",
     "added_reach",
 )  # fmt: skip
+
+# Smallest singular value of prototypes that span the sphere; those of a fit have at least 0.7.
+_LEAST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,16 +110,26 @@ def expect_sound(
             raise ValueError("left_out holds a value that is no cosine")
         if not bool((tensor.abs() <= torch.finfo(torch.float32).max).all()):
             raise ValueError(f"{name} holds a value that is too large")
-    if not torch.allclose(prototypes.norm(dim=1), torch.ones(k, dtype=torch.float64)):
-        raise ValueError("prototypes holds rows that are no unit vectors")
+    _expect_spread(prototypes)
     if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
         raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
 
 
+def _expect_spread(prototypes: Float[Tensor, "k d"]) -> None:
+    """Check the rows.
+
+    Raises:
+        ValueError: They are no unit vectors, or not as many directions as there are rows.
+    """
+    if not torch.allclose(prototypes.norm(dim=1), torch.ones(1, dtype=torch.float64)):
+        raise ValueError("prototypes holds rows that are no unit vectors")
+    if float(torch.linalg.svdvals(prototypes).min()) < _LEAST_SPREAD:
+        raise ValueError("prototypes holds rows that depend on each other")
+
+
 def scale_of(left_out: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
-    """Fit the scale of probabilities; by Laplace's rule of right and wrong it is never certain."""
-    c = left_out.shape[1]
-    return fit_scale(left_out, target, smoothing=c / ((c - 1) * (len(target) + 2)))
+    """Fit the scale of probabilities to series that were left out."""
+    return fit_scale(left_out, target, smoothing=laplace_smoothing(*left_out.shape))
 
 
 def seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:

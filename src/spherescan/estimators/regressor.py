@@ -213,12 +213,13 @@ class SequenceRegressor(
         clock = Clock()
         source = f"{len(fitted.target)} training series, each left out"
         predicted, target = fitted.left_out, fitted.target
+        caution = " That width was set by these series."
         if X is not None or y is not None:
             rows = described(self, fitted.features, X).double()
             clock.look("features")
             predicted = self._values_of(rows @ fitted.weight + fitted.bias)
             clock.look("values")
-            target, source = checked_values(rows, y), f"{len(rows)} series"
+            target, source, caution = checked_values(rows, y), f"{len(rows)} series", ""
         cosines = to_cosine(predicted, lower=fitted.lower, upper=fitted.upper)
         answers = NumberAnswers(
             source,
@@ -227,6 +228,7 @@ class SequenceRegressor(
             torch.stack([cosines, (1 - cosines.square()).clamp(min=0).sqrt()], 1),
             torch.tensor([1.0, 0.0], dtype=torch.float64),
             half_width=half_width_of(fitted.left_out, fitted.target),
+            caution=caution,
         )
         page = page_of_regressor(self, answers, n_trained=len(fitted.target), seconds=clock.seconds)
         write_page(page, place)

@@ -101,7 +101,7 @@ class SavedClassifier(Saved):
     max_steps: int | None
     time_budget: float | None
     early_stopping: bool
-    verbose: bool
+    verbose: bool | int
     plan: dict[str, Any] | None
     reserve_classes: int
     label_type: str

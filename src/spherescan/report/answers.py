@@ -59,6 +59,7 @@ class NumberAnswers:
         embeddings: Where on the sphere each sequence lies, unit rows.
         pole: The unit vector whose cosine the number is read from.
         half_width: Of intervals that hold nine of ten; None where nobody measured it.
+        caution: A sentence about what was fitted to the same items, with a space before it.
     """
 
     source: str
@@ -67,6 +68,7 @@ class NumberAnswers:
     embeddings: Float[Tensor, "n d"]
     pole: Float[Tensor, " d"]
     half_width: float | None = None
+    caution: str = ""
 
     @property
     def rmse(self) -> float:

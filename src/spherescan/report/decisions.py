@@ -11,6 +11,7 @@ from spherescan.calibration import (
     auroc,
     expected_calibration_error,
     fit_scale,
+    laplace_smoothing,
     largest_score,
     open_set_curve,
     probabilities,
@@ -116,7 +117,9 @@ def reliability(answers: ClassAnswers) -> Section:
     if answers.scale is not None:
         forms.append(("as it answers", answers.scale))
     if n >= _FEWEST_TO_FIT:
-        fitted = fit_scale(answers.cosines[~asked], answers.target[~asked], smoothing=1 / (n + 2))
+        others = answers.cosines[~asked]
+        smoothing = laplace_smoothing(*others.shape)
+        fitted = fit_scale(others, answers.target[~asked], smoothing=smoothing)
         forms.append(("temperature fitted on the other half", fitted))
     data: list[dict[str, Any]] = [
         {

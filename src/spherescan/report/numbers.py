@@ -53,6 +53,7 @@ def predicted_and_true(answers: NumberAnswers) -> Section:
             )
         inside = float(((answers.predicted - answers.target).abs() <= half).double().mean())
         text += f" Intervals at 90 %, {2 * half:.4g} wide, hold {inside:.1%} of these values."
+        text += answers.caution
     error = (answers.predicted - answers.target).abs().double()
     rows = [
         (f"{share:.0%} of the errors are at most", f"{torch.quantile(error, share).item():.4g}")

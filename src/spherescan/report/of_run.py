@@ -74,8 +74,8 @@ def page_of_run(
     batches, source = _asked(predictor, config, data)
     sections, headline = _answered(predictor, config, batches, source, unknown)
     score = "rmse" if task.kind == "regression" else "accuracy"
-    sections += learning_curves(records, events, score=score)
-    sections += [conflicts(records), _parts(predictor, batches[0])]
+    sections += _history(store, records, events, score)
+    sections.append(_parts(predictor, batches[0]))
     headline |= {
         "weights": f"{sum(p.numel() for p in predictor.model.parameters()):,}",
         "step": f"{predictor.step} of {config.run.steps}",
@@ -101,6 +101,26 @@ def page_of_run(
         },
         configuration=to_toml(config),
     )
+
+
+def _history(
+    store: RunStore,
+    records: Sequence[Mapping[str, Any]],
+    events: Sequence[Mapping[str, Any]],
+    score: str,
+) -> list[Section]:
+    """Return the sections about how the run went.
+
+    Raises:
+        RunDirectoryError: A record that no run writes.
+    """
+    try:
+        return [*learning_curves(records, events, score=score), conflicts(records)]
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{store.metrics_path} holds a record that no run writes ({error!r}); resume the run "
+            "with --repair-metrics, or restore the file"
+        ) from error
 
 
 def _again(events: Sequence[Mapping[str, Any]]) -> str:
