@@ -309,13 +309,13 @@ def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
 
 
 def test_few_series_get_no_networks_unless_they_are_to_be_streamed(tmp_path, monkeypatch):
-    from spherescan.estimators import classifier
+    from spherescan.estimators import settings
 
     few = {"n_features": 84, "max_steps": 20, "random_state": 0}
     assert SequenceClassifier(**few).fit(*waves(30))._fitted.features.networks is None
     streamed = SequenceClassifier(**few, causal=True).fit(*waves(30))
     assert len(streamed._fitted.features.networks.each()) == 4
-    monkeypatch.setattr(classifier, "_MANY_SERIES", 30)
+    monkeypatch.setattr(settings, "_MANY_SERIES", 30)
     many = SequenceClassifier(**few).fit(*waves(30))
     assert len(many._fitted.features.networks.each()) == 4
     many.save(tmp_path / "many")

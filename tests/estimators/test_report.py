@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 
 from spherescan.errors import ConfigError
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
+from spherescan.estimators.sequences import class_indices
 
 
 def waves(n=60, seed=0):
@@ -77,7 +78,7 @@ def test_with_series_it_is_about_these(classifier, tmp_path):
 def test_points_of_the_sphere_are_those_of_transform(classifier):
     X, y = waves(30, seed=1)
     cosines = classifier._cosines(X)
-    answers = classifier._answers("", cosines, classifier._indices(y))
+    answers = classifier._answers("", cosines, class_indices(classifier.classes_, y))
     assert np.allclose(answers.embeddings, classifier.transform(X), atol=1e-9)
 
 

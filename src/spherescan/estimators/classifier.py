@@ -3,7 +3,6 @@
 Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
 """
 
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, no_type_check
@@ -40,28 +39,26 @@ from spherescan.estimators.fitted_classifier import (
     scale_of,
     seen_from_below,
 )
-from spherescan.estimators.networks import NetworkPlan, Networks, NetworkSettings
+from spherescan.estimators.networks import NetworkPlan, Networks
 from spherescan.estimators.pages import Clock, page_of_classifier, short_form
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
     Padded,
     checked_labels,
+    class_indices,
     described,
-    expect_whole,
     fitted_features,
+    labels_like,
     padded,
     seeded,
-    vocabulary_of,
 )
+from spherescan.estimators.settings import expect_whole, network_settings, vocabulary_of
 from spherescan.estimators.stream import ClassifierStream, StreamAnswer
 from spherescan.features import class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.report import ClassAnswers, page_path, write_page
 from spherescan.runs import read_checkpoint, write_checkpoint
-
-# By experiments/networks.py, on training series.
-_USUAL_NETWORKS, _MANY_SERIES = 4, 500
 
 
 class SequenceClassifier(
@@ -228,7 +225,7 @@ class SequenceClassifier(
         self._expect_settings()
         fitted, before = self._fitted, self._described()
         more = described(self, fitted.features, X)
-        labels = self._like_classes(checked_labels(more, y))
+        labels = labels_like(self.classes_, checked_labels(more, y))
         all_labels = np.concatenate([self.classes_[fitted.target.numpy()], labels])
         every, indices = np.unique(all_labels, return_inverse=True)
         rows = torch.cat([before, more])
@@ -253,7 +250,7 @@ class SequenceClassifier(
         check_is_fitted(self)
         fitted, before = self._fitted, self._described()
         more = described(self, fitted.features, X)
-        labels = self._like_classes(checked_labels(more, y))
+        labels = labels_like(self.classes_, checked_labels(more, y))
         new, indices = np.unique(labels, return_inverse=True)
         known = np.isin(new, self.classes_)
         if known.any():
@@ -427,7 +424,7 @@ class SequenceClassifier(
             clock.look("features")
             cosines = fitted.cosines(rows)
             clock.look("cosines")
-            target = self._indices(checked_labels(rows, y))
+            target = class_indices(self.classes_, checked_labels(rows, y))
             answers = self._answers(f"{len(rows)} series", cosines, target)
         page = page_of_classifier(
             self,
@@ -461,21 +458,6 @@ class SequenceClassifier(
             scale=fitted.scale,
             caution=caution,
         )
-
-    def _indices(self, labels: NDArray[Any]) -> Int[Tensor, " n"]:
-        """Return which class each label is.
-
-        Raises:
-            ValueError: One is no class.
-        """
-        place = {label: index for index, label in enumerate(self.classes_.tolist())}
-        strange = [label for label in labels.tolist() if label not in place]
-        if strange:
-            raise ValueError(
-                f"y has the label {strange[0]!r}, which is none of the classes; give series of no "
-                "class as unknown"
-            )
-        return torch.tensor([place[label] for label in labels.tolist()])
 
     def _html_repr(self) -> str:
         """Return what a notebook shows: scikit-learn's diagram, and what fitting found."""
@@ -531,7 +513,7 @@ class SequenceClassifier(
         write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
 
     def _saved_networks(self) -> dict[str, Any]:
-        settings = self._network_settings(len(self._fitted.target))
+        settings = network_settings(self, len(self._fitted.target))
         asked = self.n_networks if isinstance(self.n_networks, str) else settings.n_networks
         networks = self._fitted.features.networks
         plan = None if networks is None else networks.plan.to_json()
@@ -571,7 +553,7 @@ class SequenceClassifier(
                 random_state=saved.random_state,
             )
             saved.restore(made, features)
-            made._network_settings(len(fitted.target))
+            network_settings(made, len(fitted.target))
             features.expect_causal(causal=saved.causal)
         except (ValueError, KeyError, RuntimeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())
@@ -611,7 +593,7 @@ class SequenceClassifier(
         self, batch: Padded, target: Int[Tensor, " n"], *, n_classes: int
     ) -> tuple[SeriesFeatures, Float[Tensor, "n f"], Float[Tensor, "k e"]]:
         """Return fitted features, what they are of the training series, and where classes go."""
-        settings = self._network_settings(len(target))
+        settings = network_settings(self, len(target))
         generator = seeded(self)
         if not settings.causal:
             fixed, rows = fitted_features(self, batch, generator=generator)
@@ -633,46 +615,6 @@ class SequenceClassifier(
         )
         return *joined, points
 
-    def _network_settings(self, n_series: int) -> NetworkSettings:
-        """Check the settings of networks, and say how many so many series get.
-
-        Raises:
-            ValueError: One that is outside its range, or that needs another one.
-            TypeError: One of another type.
-        """
-        n_networks: Any = self.n_networks
-        if isinstance(n_networks, str):
-            if n_networks != "auto":
-                raise ValueError(f'n_networks is {n_networks!r}; it must be a number or "auto"')
-            n_networks = _USUAL_NETWORKS if self.causal or n_series >= _MANY_SERIES else 0
-        expect_whole("n_networks", n_networks)
-        if n_networks < 0 or n_networks == 1:
-            raise ValueError(
-                f"n_networks is {n_networks}; it takes at least 2, so that each series is "
-                "described by one that did not learn from it, or 0 for none"
-            )
-        if self.causal and not n_networks:
-            raise ValueError("causal is True and n_networks is 0; networks are what reads a stream")
-        if self.max_steps is not None:
-            expect_whole("max_steps", self.max_steps)
-            if self.max_steps < 1:
-                raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or None")
-        budget: Any = self.time_budget
-        if budget is not None:
-            if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
-                raise TypeError(f"time_budget is {budget!r}; it must be a number of seconds")
-            if not 0 < budget < math.inf:
-                raise ValueError(f"time_budget is {budget}; it must be above 0, or None for no end")
-        return NetworkSettings(
-            n_networks=int(n_networks),
-            causal=bool(self.causal),
-            selective=bool(self.selective),
-            max_steps=None if self.max_steps is None else int(self.max_steps),
-            time_budget=None if budget is None else float(budget),
-            early_stopping=bool(self.early_stopping),
-            verbose=bool(self.verbose),
-        )
-
     def _described(self) -> Float[Tensor, "n f"]:
         """Return the features of the training series.
 
@@ -690,27 +632,6 @@ class SequenceClassifier(
         expect_whole("reserve_classes", self.reserve_classes)
         if self.reserve_classes < 0:
             raise ValueError(f"reserve_classes is {self.reserve_classes}; it must not be negative")
-
-    def _like_classes(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Return labels in the type of the classes; texts may be longer.
-
-        Raises:
-            ValueError: They have another value in it.
-        """
-        before = self.classes_
-        texts = [each.dtype.kind in "UO" for each in (before, labels)]
-        if all(texts):
-            return labels.astype(object if before.dtype.kind == "O" else str)
-        if not any(texts) and (before.dtype.kind == "b") == (labels.dtype.kind == "b"):
-            with np.errstate(all="ignore"):
-                same = labels.astype(before.dtype)
-                kept = (same == labels).all() and (same.astype(labels.dtype) == labels).all()
-            if kept:
-                return same
-        raise ValueError(
-            f"y has labels of type {labels.dtype} that are none of the type of the classes, "
-            f"{before.dtype}; give the same kind of labels"
-        )
 
     def _keep(self, fitted: FittedClassifier) -> "SequenceClassifier":
         self._fitted = fitted

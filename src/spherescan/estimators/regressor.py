@@ -32,11 +32,11 @@ from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
     checked_values,
     described,
-    expect_whole,
     fitted_features,
     padded,
     seeded,
 )
+from spherescan.estimators.settings import expect_whole
 from spherescan.features import FixedFeatures, NGrams, cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
 from spherescan.paths import user_path

@@ -3,7 +3,6 @@
 Letters: n series, l length of the longest, c channels.
 """
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from sklearn.utils.validation import (
 from torch import Generator, Tensor
 
 from spherescan.estimators.description import Described
+from spherescan.estimators.settings import expect_whole, vocabulary_of
 from spherescan.features import FixedFeatures, NGrams
 
 
@@ -185,18 +185,6 @@ def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     return Padded(x, torch.arange(x.shape[1]) < lengths[:, None])
 
 
-def vocabulary_of(estimator: BaseEstimator) -> int:
-    """Check the setting `vocab_size`, which is set.
-
-    Raises:
-        ValueError: A size outside its range.
-        TypeError: It is no whole number.
-    """
-    expect_whole("vocab_size", estimator.vocab_size)
-    NGrams(int(estimator.vocab_size))
-    return int(estimator.vocab_size)
-
-
 def checked_tokens(values: Any, vocab_size: int, *, name: str) -> Int[Tensor, " l"]:
     """Return a sequence of tokens; those of a text are the bytes of its UTF-8.
 
@@ -237,6 +225,43 @@ def checked_labels(series: Tensor, y: Any) -> NDArray[Any]:
     return labels
 
 
+def labels_like(classes: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    """Return labels in the type of the classes; texts may be longer.
+
+    Raises:
+        ValueError: They have another value in it.
+    """
+    texts = [each.dtype.kind in "UO" for each in (classes, labels)]
+    if all(texts):
+        return labels.astype(object if classes.dtype.kind == "O" else str)
+    if not any(texts) and (classes.dtype.kind == "b") == (labels.dtype.kind == "b"):
+        with np.errstate(all="ignore"):
+            same = labels.astype(classes.dtype)
+            kept = (same == labels).all() and (same.astype(labels.dtype) == labels).all()
+        if kept:
+            return same
+    raise ValueError(
+        f"y has labels of type {labels.dtype} that are none of the type of the classes, "
+        f"{classes.dtype}; give the same kind of labels"
+    )
+
+
+def class_indices(classes: NDArray[Any], labels: NDArray[Any]) -> Int[Tensor, " n"]:
+    """Return which class each label is.
+
+    Raises:
+        ValueError: One is no class.
+    """
+    place = {label: index for index, label in enumerate(classes.tolist())}
+    strange = [label for label in labels.tolist() if label not in place]
+    if strange:
+        raise ValueError(
+            f"y has the label {strange[0]!r}, which is none of the classes; give series of no "
+            "class as unknown"
+        )
+    return torch.tensor([place[label] for label in labels.tolist()])
+
+
 def checked_values(series: Tensor, y: Any) -> Float[Tensor, " n"]:
     """Check that y has a finite number for each series, and return them in float64.
 
@@ -250,16 +275,6 @@ def checked_values(series: Tensor, y: Any) -> Float[Tensor, " n"]:
     )
     check_consistent_length(series, values)
     return torch.from_numpy(values.copy())
-
-
-def expect_whole(name: str, value: object) -> None:
-    """Check the type of a setting.
-
-    Raises:
-        TypeError: It is no whole number.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
 
 
 def seeded(estimator: BaseEstimator) -> Generator:

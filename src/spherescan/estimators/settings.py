@@ -1,0 +1,77 @@
+"""Settings of estimators, which scikit-learn has looked at when they are fitted."""
+
+import math
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from spherescan.estimators.networks import NetworkSettings
+from spherescan.features import NGrams
+
+# Networks by default, and the series that are worth them; by experiments/networks.py.
+_USUAL_NETWORKS, _MANY_SERIES = 4, 500
+
+
+def expect_whole(name: str, value: object) -> None:
+    """Check the type of a setting.
+
+    Raises:
+        TypeError: It is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+
+
+def vocabulary_of(estimator: BaseEstimator) -> int:
+    """Check the setting `vocab_size`, which is set.
+
+    Raises:
+        ValueError: A size outside its range.
+        TypeError: It is no whole number.
+    """
+    expect_whole("vocab_size", estimator.vocab_size)
+    NGrams(int(estimator.vocab_size))
+    return int(estimator.vocab_size)
+
+
+def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings:
+    """Check the settings of networks, and say how many so many series get.
+
+    Raises:
+        ValueError: One that is outside its range, or that needs another one.
+        TypeError: One of another type.
+    """
+    n_networks: Any = estimator.n_networks
+    if isinstance(n_networks, str):
+        if n_networks != "auto":
+            raise ValueError(f'n_networks is {n_networks!r}; it must be a number or "auto"')
+        n_networks = _USUAL_NETWORKS if estimator.causal or n_series >= _MANY_SERIES else 0
+    expect_whole("n_networks", n_networks)
+    if n_networks < 0 or n_networks == 1:
+        raise ValueError(
+            f"n_networks is {n_networks}; it takes at least 2, so that each series is "
+            "described by one that did not learn from it, or 0 for none"
+        )
+    if estimator.causal and not n_networks:
+        raise ValueError("causal is True and n_networks is 0; networks are what reads a stream")
+    if estimator.max_steps is not None:
+        expect_whole("max_steps", estimator.max_steps)
+        if estimator.max_steps < 1:
+            raise ValueError(f"max_steps is {estimator.max_steps}; it must be at least 1, or None")
+    budget: Any = estimator.time_budget
+    if budget is not None:
+        if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
+            raise TypeError(f"time_budget is {budget!r}; it must be a number of seconds")
+        if not 0 < budget < math.inf:
+            raise ValueError(f"time_budget is {budget}; it must be above 0, or None for no end")
+    return NetworkSettings(
+        n_networks=int(n_networks),
+        causal=bool(estimator.causal),
+        selective=bool(estimator.selective),
+        max_steps=None if estimator.max_steps is None else int(estimator.max_steps),
+        time_budget=None if budget is None else float(budget),
+        early_stopping=bool(estimator.early_stopping),
+        verbose=bool(estimator.verbose),
+    )
