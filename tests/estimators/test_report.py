@@ -68,11 +68,24 @@ def test_with_series_it_is_about_these(classifier, tmp_path):
     assert "7 series given as unknown" in text
     points = [trace for trace in drawn["sphere"]["data"] if trace.get("name") == "a&lt;b"]
     assert len(points[0]["x"]) == 10
-    # As wide as asked for: the sets of the page are those of predict_set.
-    held = classifier.predict_set(X, coverage=0.9)[
-        np.arange(30), np.unique(y, return_inverse=True)[1]
-    ]
-    assert f"<td>{held.mean():.1%}</td>" in text
+
+
+def test_sets_of_the_page_are_those_of_predict_set(classifier, tmp_path):
+    X, y = waves(30, seed=1)
+    noise = 9 * np.random.default_rng(2).standard_normal((10, 40))
+    X, y = np.concatenate([X, noise]), np.concatenate([y, y[:10]])
+    text = classifier.report(tmp_path / "page.html", X, y).read_text()
+    for coverage in (0.8, 0.9, 0.95):
+        sets = classifier.predict_set(X, coverage=coverage)
+        held = sets[np.arange(40), np.unique(y, return_inverse=True)[1]]
+        sizes = sets.sum(1)
+        assert (sizes == 0).any()
+        cells = [
+            f"{held.mean():.1%}", f"{sizes.mean():.2f}",
+            str((sizes == 0).sum()), str((sizes > 1).sum()),
+        ]  # fmt: skip
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        assert f'<th scope="row">{coverage:.0%}</th>{row}' in text
 
 
 def test_points_of_the_sphere_are_those_of_transform(classifier):

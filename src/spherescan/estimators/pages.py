@@ -151,7 +151,7 @@ def _sets(answers: ClassAnswers, left_out: ClassAnswers) -> Section:
     rows = []
     for coverage in _COVERAGES:
         threshold = set_threshold(scores, left_out.target, coverage=coverage)
-        sets = prediction_sets(asked, threshold)
+        sets = prediction_sets(asked, threshold, never_empty=False)
         held = sets.gather(1, answers.target[:, None]).double().mean()
         sizes = sets.sum(1)
         rows.append(
