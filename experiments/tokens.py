@@ -46,11 +46,13 @@ def messages(language: str) -> dict[str, str]:
     found = {}
     catalogs = [*root.glob(f"contrib/*/locale/{language}/{CATALOG}")]
     for catalog in [*sorted(catalogs), root / "conf" / "locale" / language / CATALOG]:
-        pairs = re.finditer(
-            r"^msgid (.*?)^msgstr (.*?)(?=\n\n|\Z)", catalog.read_text(), re.DOTALL | re.MULTILINE
-        )
-        for pair in pairs:
-            english, text = ("".join(re.findall(r'"(.*)"', part)) for part in pair.groups())
+        for entry in catalog.read_text(encoding="utf-8").split("\n\n"):
+            pair = re.search(r"^msgid (.*?)^msgstr (.*)", entry, re.DOTALL | re.MULTILINE)
+            if pair is None:  # with a plural: several translations
+                continue
+            english, text = (
+                "".join(re.findall(r'^"(.*)"$', part, re.MULTILINE)) for part in pair.groups()
+            )
             if english and len(text) >= SHORTEST and text != english:
                 found[english] = text
     return found

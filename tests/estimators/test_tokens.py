@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from spherescan.data.augment import windows
-from spherescan.estimators import SequenceClassifier, SequenceRegressor
+from spherescan.estimators import SequenceClassifier, SequenceRegressor, networks, sequences
+from spherescan.runs import read_checkpoint, write_checkpoint
 from tests.estimators.forging import Forger
 
 # A line of each: the one language has words with "the", the other with "der".
@@ -55,6 +57,9 @@ def test_texts_are_told_apart_and_may_come_in_many_forms(languages):
         assert np.array_equal(languages.decision_function(X), expected)
     assert languages.n_channels_ == 1
     assert not hasattr(languages, "n_features_in_")
+    numbers = np.array([list(b"the"), list(b"der")])
+    for X in (numbers.astype(object), pd.DataFrame(numbers).astype("Int64"), numbers.tolist()):
+        assert np.array_equal(languages.predict(X), languages.predict(numbers))
     # Bytes, not letters: one of these has two.
     assert languages.predict(["größer der"]).tolist() == ["de"]
 
@@ -113,6 +118,8 @@ def test_a_stream_of_bytes_takes_text():
         ([-1], ValueError, "has -1"),
         ([0.5], TypeError, "whole numbers"),
         ([[1, 2]], ValueError, "one axis"),
+        (np.ma.array([1, 2], mask=[0, 1]), ValueError, "masked values"),
+        (None, ValueError, "has None|is None|no sequence"),
     ],
 )
 def test_what_is_no_token_changes_nothing(causal, samples, error, message):
@@ -139,7 +146,7 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, request, name):
 
 def test_a_file_of_another_vocabulary_is_refused(tmp_path, languages, causal):
     refused = (
-        (languages, {100: "out of range", None: "channel_mean"}),
+        (languages, {100: "out of range", None: "of another kind", 0: "vocab_size is 0"}),
         (causal, {9: "vocab_size is 9", None: "vocab_size is None"}),
     )
     for made, reasons in refused:
@@ -148,6 +155,17 @@ def test_a_file_of_another_vocabulary_is_refused(tmp_path, languages, causal):
         forger = Forger(made, folder)
         for vocab_size, reason in reasons.items():
             forger.refused(reason, state=forger.good.state | {"vocab_size": vocab_size})
+
+
+def test_a_file_from_before_there_were_vocabularies_is_read(tmp_path):
+    X = np.random.default_rng(0).standard_normal((8, 20))
+    made = SequenceClassifier(n_features=84, random_state=0).fit(X, LABELS)
+    made.save(tmp_path / "new")
+    saved = read_checkpoint(tmp_path / "new")
+    state = {name: value for name, value in saved.state.items() if name != "vocab_size"}
+    write_checkpoint(tmp_path / "old", saved.tensors, state)
+    again = SequenceClassifier.load(tmp_path / "old")
+    assert np.array_equal(again.decision_function(X), made.decision_function(X))
 
 
 def test_a_regressor_counts_tokens():
@@ -184,7 +202,25 @@ def test_more_of_what_is_known_and_new_languages_can_be_added(languages):
         ([[1.0]], TypeError, "whole numbers"),
         ([["a"]], TypeError, "whole numbers"),
         ([[True]], TypeError, "whole numbers"),
+        ([["a", "b"]], TypeError, "has 'a'; tokens are whole numbers"),
         ([[[1]]], ValueError, "one axis"),
+        ([[[1], [1, 2]]], ValueError, r"X\[0\] is no sequence of tokens"),
+        ([1, 2, 3], ValueError, r"X\[0\] is 1, .* give \[X\]"),
+        (["a", None], ValueError, r"X\[1\] is None"),
+        (["a", "\ud800"], ValueError, r"X\[1\] is no sequence of tokens"),
+        ([[2**63, 1]], ValueError, "has 9223372036854775808, which is no token"),
+        ([[2**64, -1]], ValueError, "has 18446744073709551616, which is no token"),
+        (np.ma.array([[1, 2]], mask=[[0, 1]]), ValueError, "masked values"),
+        ([np.ma.array([1, 2], mask=[0, 1])], ValueError, "masked values"),
+        ({"abc": "xyz"}, ValueError, "X must be an array"),
+        ({"abc", "xyz"}, ValueError, "X must be an array"),
+        (bytearray(b"abc"), ValueError, "X must be an array"),
+        (np.array("abc"), ValueError, "X must be an array"),
+        (
+            sparse.csr_array([[1, 2]]),
+            ValueError,
+            r"is no sequence of tokens|whole numbers|one axis",
+        ),
     ],
 )
 def test_what_is_no_sequence_of_tokens_is_refused(languages, X, error, message):
@@ -206,6 +242,38 @@ def test_what_is_no_sequence_of_tokens_is_refused(languages, X, error, message):
 def test_settings_that_make_no_sense_are_refused(estimator, settings, error, message):
     with pytest.raises(error, match=message):
         estimator(**{"vocab_size": 256, **settings}).fit(TEXTS, range(8))
+
+
+def test_texts_without_a_vocabulary_say_how_to_give_one():
+    with pytest.raises(ValueError, match="set vocab_size=256"):
+        SequenceClassifier().fit(TEXTS, LABELS)
+
+
+def test_one_long_text_among_many_is_refused_before_it_takes_the_memory(languages, monkeypatch):
+    monkeypatch.setattr(sequences, "memory_bytes", lambda: 4 * 8 * 3 * 100)
+    assert languages.predict(["a", "b", "c" * 100]).shape == (3,)
+    with pytest.raises(ValueError, match=r"X\[2\] has 101 tokens; 3 sequences as long"):
+        languages.predict(["a", "b", "c" * 101])
+
+
+def test_networks_of_too_many_tokens_are_refused_before_they_take_the_memory():
+    X, y = order(12)
+    few = SequenceClassifier(vocab_size=2**31, random_state=0).fit(X, y)
+    assert few.predict(X).shape == (12,)
+    with pytest.raises(ValueError, match="set n_networks=0"):
+        SequenceClassifier(vocab_size=2**31, n_networks=2).fit(X, y)
+
+
+def test_sequences_go_through_networks_by_positions_as_long_as_they_are(causal, monkeypatch):
+    X = [order(1, length=length)[0][0] for length in (2, 40, 3, 7)]
+    expected = causal.decision_function(X)
+    monkeypatch.setattr(networks, "_POSITIONS", 40)
+    np.testing.assert_allclose(causal.decision_function(X), expected, atol=1e-5)
+
+
+def test_the_page_speaks_of_tokens(languages, tmp_path):
+    text = languages.report(tmp_path / "page.html").read_text()
+    assert "Fitted to 8 sequences over 256 tokens" in text
 
 
 def test_a_vocabulary_that_was_changed_after_the_fit_is_refused(tmp_path):

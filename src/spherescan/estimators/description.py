@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from spherescan.estimators.networks import NetworkPlan, Networks
 from spherescan.features import FixedFeatures, NGrams, ridge
 
-# How much more than each of the four groups of fixed features what networks say may weigh.
+# How much more than each group of fixed features what networks say may weigh.
 _WEIGHTS = (0.0, 1.0, 3.0)
 # More series do not tell these weights apart any better, and each takes an eigendecomposition.
 _ENOUGH = 2000
@@ -207,6 +207,8 @@ def fixed_of_state(
         KeyError: A tensor is missing.
         RuntimeError: There is one too many, or one has another shape.
     """
+    if (vocab_size is None) == ("codes" in state):
+        raise ValueError(f"vocab_size is {vocab_size}, and the fixed features are of another kind")
     if vocab_size is None:
         return FixedFeatures.of_state(state, length)
     return NGrams.of_state(state, vocab_size)

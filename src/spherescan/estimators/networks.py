@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from spherescan.allocator import memory_bytes
 from spherescan.nn import ModelDescription, SequenceModel
 from spherescan.strict_json import typed
 from spherescan.train.in_memory import Plan, Series, fit_series, steps_for
@@ -27,6 +28,10 @@ _POOLING = ("attention", "max", "mean")
 # Series in one forward pass.
 _BATCH = 64
 _BATCH_OF_MANY, _MANY = 32, 1000
+# And positions: sequences of tokens are of any length.
+_POSITIONS = _BATCH * _MOST_POSITIONS
+# The weights of the network that is trained: they, their gradient, two moments, and their mean.
+_COPIES = 5
 # Of the series of a network, what early stopping looks at.
 _INNER_PARTS, _FEWEST_TO_SPLIT = 10, 20
 # What a file may ask for.
@@ -172,6 +177,13 @@ class Networks(nn.Module):
             selective=settings.selective,
         )
         stride = math.ceil(x.shape[1] / _MOST_POSITIONS) if vocab_size is None else 1
+        weights = (settings.n_networks + _COPIES) * description.n_weights()
+        if vocab_size is not None and 4 * weights > memory_bytes() // 2:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; {settings.n_networks} networks of so many tokens "
+                "take more than half of this machine's memory: set n_networks=0, or number the "
+                "tokens that occur from 0"
+            )
         made = cls(NetworkPlan(description, settings.n_networks, stride))
         if vocab_size is None:
             values = x[mask].double()
@@ -279,13 +291,13 @@ def parts_of(target: Int[Tensor, " n"], n_parts: int, *, generator: Generator) -
 def _unit_vectors(
     model: SequenceModel, x: Float[Tensor, "n l c"] | Int[Tensor, "n l"], mask: Bool[Tensor, "n l"]
 ) -> Float[Tensor, "n d"]:
+    each = max(1, min(_BATCH, _POSITIONS // x.shape[1]))
+    found = []
     with torch.inference_mode():
-        found = [
-            functional.normalize(model.embed(part, mask=part_mask), dim=1)
-            for part, part_mask in zip(
-                torch.split(x, _BATCH), torch.split(mask, _BATCH), strict=True
-            )
-        ]
+        for part, real in zip(torch.split(x, each), torch.split(mask, each), strict=True):
+            longest = int(real.sum(1).max())
+            z = model.embed(part[:, :longest], mask=real[:, :longest])
+            found.append(functional.normalize(z, dim=1))
     return torch.cat(found)
 
 

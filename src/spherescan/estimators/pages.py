@@ -185,10 +185,10 @@ def _parts(seconds: Mapping[str, float], n: int) -> list[Section]:
 
 def _subtitle(estimator: BaseEstimator, n_trained: int, source: str) -> str:
     channels = estimator.n_channels_
-    return (
-        f"Fitted to {n_trained} series of {channels} channel{'' if channels == 1 else 's'}; "
-        f"asked about {source}."
-    )
+    of = f"{n_trained} series of {channels} channel{'' if channels == 1 else 's'}"
+    if estimator.vocab_size is not None:
+        of = f"{n_trained} sequences over {estimator.vocab_size} tokens"
+    return f"Fitted to {of}; asked about {source}."
 
 
 def _facts(estimator: BaseEstimator, more: Mapping[str, str]) -> dict[str, dict[str, str]]:

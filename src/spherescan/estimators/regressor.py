@@ -77,8 +77,8 @@ class SequenceRegressor(
         margin: How far beyond the training values predictions may go on each side, in widths of
             their range, from 0.01 to 1000.
         vocab_size: How many tokens there are, whole numbers from 0, when X is sequences of them; of
-            texts the tokens are bytes: 256. Features are then the n-grams of one to four
-            tokens that most sequences have, `n_features` of each length at most.
+            texts the tokens are bytes: 256. Features are then `NGrams`: runs of one to four tokens,
+            those that occur in the most sequences, at most `n_features` of each length.
         missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
             them by straight lines between the values that there are. A channel that is missing
             altogether gets its mean over the training series.

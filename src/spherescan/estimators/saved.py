@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from spherescan.estimators.description import Described
+from spherescan.features import expect_vocabulary
 from spherescan.strict_json import typed
 
 # Whole numbers, floats, bools, texts of fixed length, and objects that are texts.
@@ -61,7 +62,8 @@ class Saved:
         """Give a new estimator what fitting to X gave the saved one.
 
         Raises:
-            ValueError: A length below 1, names of another number of columns, or means of another
+            ValueError: A vocabulary outside its range or with missing tokens, a length below 1,
+                names of another number of columns, or means of another
                 number of channels.
         """
         n, names = self.n_features_in, self.feature_names
@@ -72,6 +74,10 @@ class Saved:
         if self.feature_names:
             estimator.feature_names_in_ = np.array(self.feature_names, dtype=object)
         estimator.n_channels_ = features.n_channels
+        if self.vocab_size is not None:
+            expect_vocabulary(self.vocab_size)
+            if self.missing == "mask":
+                raise ValueError("tokens cannot be missing")
         if self.missing == "mask":
             means = np.array(self.channel_means or (), dtype=np.float64)
             if len(means) != features.n_channels or not np.isfinite(means).all():

@@ -3,6 +3,9 @@
 Letters: n series, l length of the longest, c channels.
 """
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ from sklearn.utils.validation import (
 )
 from torch import Generator, Tensor
 
+from spherescan.allocator import memory_bytes
 from spherescan.estimators.description import Described
 from spherescan.estimators.settings import expect_whole, vocabulary_of
 from spherescan.features import FixedFeatures, NGrams
@@ -118,6 +122,8 @@ def _series(
     estimator: BaseEstimator, X: Any, *, reset: bool, masked: bool
 ) -> list[NDArray[np.float64]]:
     several = X if isinstance(X, list | tuple) else [X]
+    if any(isinstance(values, str | bytes) for values in several):
+        raise ValueError("X holds texts; set vocab_size=256, which makes tokens of their bytes")
     if masked:
         several = [_unmasked(values) for values in several]
     if any(np.ma.is_masked(values) for values in several):
@@ -161,17 +167,19 @@ def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
             'missing is "mask" and vocab_size is set; there is no line between tokens: let one of '
             "them say that it is missing"
         )
-    if isinstance(X, str | bytes) or not hasattr(X, "__len__") or getattr(X, "ndim", 1) > 2:
+    strange = isinstance(X, str | bytes | bytearray | Mapping | AbstractSet)
+    sparse = hasattr(X, "toarray")
+    if strange or sparse or not hasattr(X, "__iter__") or getattr(X, "ndim", 1) not in {1, 2}:
         raise ValueError(
             "X must be an array (n_cases, n_timepoints) of tokens, or a list of sequences of them "
             "or of texts"
         )
-    if len(X) == 0:
-        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
     rows = X.to_numpy() if hasattr(X, "to_numpy") else X
     sequences = [
         checked_tokens(values, vocab_size, name=f"X[{index}]") for index, values in enumerate(rows)
     ]
+    if not sequences:
+        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
     empty = [index for index, tokens in enumerate(sequences) if not len(tokens)]
     if empty:
         raise ValueError(f"X[{empty[0]}] is empty; every sequence needs a token")
@@ -179,7 +187,14 @@ def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         _forget_columns(estimator)
         estimator.n_channels_ = 1
     lengths = torch.tensor([len(tokens) for tokens in sequences])
-    x = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    longest = int(lengths.max())
+    if 8 * len(sequences) * longest > memory_bytes() // 4:
+        raise ValueError(
+            f"X[{int(lengths.argmax())}] has {longest} tokens; {len(sequences)} sequences as long "
+            "as the longest take more than a quarter of this machine's memory: give long ones by "
+            "themselves, or cut them"
+        )
+    x = torch.zeros(len(sequences), longest, dtype=torch.int64)
     for row, tokens in zip(x, sequences, strict=True):
         row[: len(tokens)] = tokens
     return Padded(x, torch.arange(x.shape[1]) < lengths[:, None])
@@ -189,18 +204,32 @@ def checked_tokens(values: Any, vocab_size: int, *, name: str) -> Int[Tensor, " 
     """Return a sequence of tokens; those of a text are the bytes of its UTF-8.
 
     Raises:
-        ValueError: A number outside the vocabulary, or more than one axis.
+        ValueError: A number outside the vocabulary, masked values, no sequence, or more than one
+            axis.
         TypeError: Values that are no whole numbers.
     """
-    if isinstance(values, str | bytes):
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} has masked values; tokens cannot be missing: let one say so")
+    try:
         text = values.encode() if isinstance(values, str) else values
-        tokens = np.frombuffer(text, dtype=np.uint8)
-    else:
-        tokens = np.asarray(values)
+        tokens = (
+            np.frombuffer(text, dtype=np.uint8) if isinstance(text, bytes) else np.asarray(text)
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no sequence of tokens: {error}") from error
+    if tokens.ndim == 0:
+        raise ValueError(
+            f"{name} is {values!r}, which is no sequence of tokens; of a single sequence give [X]"
+        )
     if tokens.ndim != 1:
         raise ValueError(f"{name} has the shape {tokens.shape}; a sequence of tokens has one axis")
     if tokens.size and tokens.dtype.kind not in "iu":
-        raise TypeError(f"{name} has values of type {tokens.dtype}; tokens are whole numbers")
+        tokens = np.asarray(values, dtype=object)
+        strange = [
+            token for token in tokens if isinstance(token, bool) or not isinstance(token, Integral)
+        ]
+        if strange:
+            raise TypeError(f"{name} has {strange[0]!r}; tokens are whole numbers")
     outside = (tokens < 0) | (tokens >= vocab_size) if tokens.size else np.zeros(0, dtype=bool)
     if outside.any():
         raise ValueError(

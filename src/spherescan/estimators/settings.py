@@ -8,10 +8,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from spherescan.estimators.networks import NetworkSettings
-from spherescan.features import NGrams
+from spherescan.features import expect_vocabulary
 
-# Networks by default, and the series that are worth them; by experiments/networks.py.
-_USUAL_NETWORKS, _MANY_SERIES = 4, 500
+# Networks by default, and the series or sequences of tokens that are worth them; by
+# experiments/networks.py and experiments/tokens.py.
+_USUAL_NETWORKS, _MANY_SERIES, _MANY_SEQUENCES = 4, 500, 2000
 
 
 def expect_whole(name: str, value: object) -> None:
@@ -32,7 +33,7 @@ def vocabulary_of(estimator: BaseEstimator) -> int:
         TypeError: It is no whole number.
     """
     expect_whole("vocab_size", estimator.vocab_size)
-    NGrams(int(estimator.vocab_size))
+    expect_vocabulary(int(estimator.vocab_size))
     return int(estimator.vocab_size)
 
 
@@ -47,7 +48,8 @@ def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings
     if isinstance(n_networks, str):
         if n_networks != "auto":
             raise ValueError(f'n_networks is {n_networks!r}; it must be a number or "auto"')
-        n_networks = _USUAL_NETWORKS if estimator.causal or n_series >= _MANY_SERIES else 0
+        many = _MANY_SERIES if estimator.vocab_size is None else _MANY_SEQUENCES
+        n_networks = _USUAL_NETWORKS if estimator.causal or n_series >= many else 0
     expect_whole("n_networks", n_networks)
     if n_networks < 0 or n_networks == 1:
         raise ValueError(

@@ -4,7 +4,7 @@ from spherescan.features.class_column import ClassColumn, added_cosine, class_co
 from spherescan.features.fixed import FixedFeatures
 from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
-from spherescan.features.ngrams import NGrams
+from spherescan.features.ngrams import NGrams, expect_vocabulary
 from spherescan.features.ridge import Ridge, ridge
 from spherescan.features.sphere_ridge import SphereRidge, cosine_of_height, sphere_ridge
 from spherescan.features.statistics import channel_statistics
@@ -21,6 +21,7 @@ __all__ = [
     "channel_statistics",
     "class_column",
     "cosine_of_height",
+    "expect_vocabulary",
     "ridge",
     "sphere_ridge",
 ]

@@ -14,16 +14,30 @@ ORDERS = 4
 LARGEST_VOCABULARY = 1 << 31
 # An n-gram is one number below vocab_size ** n.
 _LARGEST_CODE = 1 << 62
+# Of as many sequences as there can be.
+_LARGEST_RARITY = 64.0
 # What occurs in one sequence alone says nothing of another.
 _LEAST_SEQUENCES = 2
-# Positions that are looked at together: it bounds the memory.
+# Positions, and counts, that are looked at together: it bounds the memory.
 _POSITIONS = 1 << 22
+
+
+def expect_vocabulary(vocab_size: int) -> None:
+    """Check how many tokens there are.
+
+    Raises:
+        ValueError: A size outside its range.
+    """
+    if not 1 <= vocab_size <= LARGEST_VOCABULARY:
+        raise ValueError(f"vocab_size is {vocab_size}; it must be 1 to {LARGEST_VOCABULARY}")
 
 
 class NGrams(nn.Module):
     """Describe sequences of tokens by the n-grams that are in them.
 
-    The n-grams of an order are those of most training sequences. Of each, a sequence has
+    The orders are 1 to 4, and fewer above 46 340 tokens, where a number of 64 bits cannot tell so
+    many n-grams apart. Of each order those are kept that occur in the most training sequences, from
+    order 2 on in at least two. Of each, a sequence has
 
         log(1 + count) (1 + log((1 + n) / (1 + n_with)))
 
@@ -51,8 +65,7 @@ class NGrams(nn.Module):
 
     def __init__(self, vocab_size: int, *, n_features: int = 5040) -> None:
         super().__init__()
-        if not 1 <= vocab_size <= LARGEST_VOCABULARY:
-            raise ValueError(f"vocab_size is {vocab_size}; it must be 1 to {LARGEST_VOCABULARY}")
+        expect_vocabulary(vocab_size)
         if n_features < 1:
             raise ValueError(f"n_features is {n_features}; it must be at least 1")
         self.vocab_size, self._most = vocab_size, n_features
@@ -88,7 +101,7 @@ class NGrams(nn.Module):
             inside = ((codes >= 0) & (codes < vocab_size**order)).all()
             if not bool(inside) or not bool((codes.diff() > 0).all()):
                 raise ValueError(f"the n-grams of order {order} are not sorted, or out of range")
-        if not bool((made.rarity.isfinite() & (made.rarity >= 1)).all()):
+        if not bool(((made.rarity >= 1) & (made.rarity <= _LARGEST_RARITY)).all()):
             raise ValueError("rarity holds a value that it cannot have")
         return made
 
@@ -104,7 +117,7 @@ class NGrams(nn.Module):
 
     @property
     def length(self) -> int:
-        """Nothing depends on how long training sequences were."""
+        """What the features were made for; n-grams take sequences of any length."""
         return 1
 
     def fit(self, x: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
@@ -150,7 +163,7 @@ class NGrams(nn.Module):
             return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
         distinct, index = torch.unique(torch.cat(found), return_inverse=True)
         total = torch.zeros_like(distinct).index_add_(0, index, torch.cat(n_with))
-        # Of single tokens all, so that there is something to go by.
+        # Single tokens may be of one sequence, so that there is something to go by.
         often = torch.argsort(total, descending=True, stable=True)[: self._most]
         often = often[total[often] >= (_LEAST_SEQUENCES if order > 1 else 1)]
         kept = often.sort().values
@@ -158,13 +171,13 @@ class NGrams(nn.Module):
 
 
 def _occurrences(
-    x: Tensor, mask: Tensor, order: int, vocab_size: int
+    x: Tensor, mask: Tensor, order: int, vocab_size: int, *, n_counts: int = 0
 ) -> Iterator[tuple[slice, Int[Tensor, " m"], Int[Tensor, " m"]]]:
     """Yield, for some sequences after others, the row and the code of each n-gram in them."""
     n_windows = x.shape[1] - order + 1
     if n_windows < 1:
         return
-    step = max(1, _POSITIONS // x.shape[1])
+    step = max(1, _POSITIONS // max(x.shape[1], n_counts))
     for begin in range(0, len(x), step):
         some = slice(begin, begin + step)
         codes = torch.zeros_like(x[some, :n_windows])
@@ -181,7 +194,8 @@ def _counts(
     """Return how often each n-gram that is kept occurs."""
     counts = torch.zeros(len(x), len(kept))
     if len(kept):
-        for some, rows, codes in _occurrences(x, mask, order, vocab_size):
+        found = _occurrences(x, mask, order, vocab_size, n_counts=len(kept))
+        for some, rows, codes in found:
             place = torch.searchsorted(kept, codes).clamp(max=len(kept) - 1)
             known = kept[place] == codes
             index = rows[known] * len(kept) + place[known]

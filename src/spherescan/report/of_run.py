@@ -114,13 +114,15 @@ def _history(
     Raises:
         RunDirectoryError: A record that no run writes.
     """
-    try:
-        return [*learning_curves(records, events, score=score), conflicts(records)]
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise RunDirectoryError(
-            f"{store.metrics_path} holds a record that no run writes ({error!r}); resume the run "
-            "with --repair-metrics, or restore the file"
-        ) from error
+    needed = {"train": ("step", "loss"), "val": ("step", "loss", score)}
+    for record in records:
+        for name in ("kind", *needed.get(record.get("kind", ""), ())):
+            if name not in record:
+                raise RunDirectoryError(
+                    f"{store.metrics_path} holds a record that no run writes: {record.get('seq')} "
+                    f"has no {name!r}; restore the file"
+                )
+    return [*learning_curves(records, events, score=score), conflicts(records)]
 
 
 def _again(events: Sequence[Mapping[str, Any]]) -> str:

@@ -25,6 +25,8 @@ _AVERAGED_PART = 0.04
 _WARMUP_PART = 0.06
 _CLIP = 1.0
 _PATIENCE = 3
+# Held-out series in one forward pass.
+_LOOK = 64
 # Tokens of a longer sequence that a step looks at.
 _WINDOW = 512
 _BETAS = (0.9, 0.98)
@@ -174,10 +176,15 @@ class _Best:
             return False
         held, model = self._held_out, averaged.module
         assert isinstance(model, SequenceModel)
+        losses = []
         with torch.inference_mode():
-            z = model.embed(held.x, mask=held.mask)
-            losses = prototype_softmax_loss(z, model.head.weight, held.target, scale=self._scale)
-        loss = float(losses.mean())
+            for index in torch.split(torch.arange(len(held.target)), _LOOK):
+                some = held[index]
+                z = model.embed(some.x, mask=some.mask)
+                losses.append(
+                    prototype_softmax_loss(z, model.head.weight, some.target, scale=self._scale)
+                )
+        loss = float(torch.cat(losses).mean())
         self._since += 1
         if loss < self._loss:
             self._loss, self._since = loss, 0
