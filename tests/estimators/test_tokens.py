@@ -119,7 +119,6 @@ def test_a_stream_of_bytes_takes_text():
         ([0.5], TypeError, "whole numbers"),
         ([[1, 2]], ValueError, "one axis"),
         (np.ma.array([1, 2], mask=[0, 1]), ValueError, "masked values"),
-        (None, ValueError, "has None|is None|no sequence"),
     ],
 )
 def test_what_is_no_token_changes_nothing(causal, samples, error, message):
@@ -216,11 +215,7 @@ def test_more_of_what_is_known_and_new_languages_can_be_added(languages):
         ({"abc", "xyz"}, ValueError, "X must be an array"),
         (bytearray(b"abc"), ValueError, "X must be an array"),
         (np.array("abc"), ValueError, "X must be an array"),
-        (
-            sparse.csr_array([[1, 2]]),
-            ValueError,
-            r"is no sequence of tokens|whole numbers|one axis",
-        ),
+        (sparse.csr_array([[1, 2]]), ValueError, "X must be an array"),
     ],
 )
 def test_what_is_no_sequence_of_tokens_is_refused(languages, X, error, message):

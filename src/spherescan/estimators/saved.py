@@ -63,8 +63,7 @@ class Saved:
 
         Raises:
             ValueError: A vocabulary outside its range or with missing tokens, a length below 1,
-                names of another number of columns, or means of another
-                number of channels.
+                names of another number of columns, or means of another number of channels.
         """
         n, names = self.n_features_in, self.feature_names
         if (n is not None and n < 1) or (names and len(names) != n):

@@ -122,7 +122,7 @@ def _series(
     estimator: BaseEstimator, X: Any, *, reset: bool, masked: bool
 ) -> list[NDArray[np.float64]]:
     several = X if isinstance(X, list | tuple) else [X]
-    if any(isinstance(values, str | bytes) for values in several):
+    if several and all(isinstance(values, str | bytes) for values in several):
         raise ValueError("X holds texts; set vocab_size=256, which makes tokens of their bytes")
     if masked:
         several = [_unmasked(values) for values in several]
