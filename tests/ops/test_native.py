@@ -267,6 +267,14 @@ def test_the_operators_are_registered_as_torch_wants_them(generator):
     )  # fmt: skip
 
 
+def test_a_gradient_of_a_gradient_is_refused(generator):
+    x = torch.randn(2, 3, 4, generator=generator, requires_grad=True)
+    normed, _ = add_rms_norm(x, x, torch.ones(4))
+    (gradient,) = torch.autograd.grad(normed.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="add_rms_norm_backward has no gradient of its own"):
+        gradient.sum().backward()
+
+
 def whole(projected, scan_u, norm_weight, **inner):
     normed, total = add_rms_norm(projected, projected, norm_weight)
     y, conv_state, ssm_state = mamba_inner(normed, **inner)

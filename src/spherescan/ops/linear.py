@@ -16,6 +16,7 @@ from torch.nn import functional
 from spherescan.ops import native
 from spherescan.ops.constant import constant_in_graphs
 from spherescan.ops.form import selected_form
+from spherescan.ops.operator import operator
 
 # Below so many multiply-adds, calling an operator costs more than it saves.
 SMALLEST = 1 << 23
@@ -112,13 +113,7 @@ def _summed(turned: Tensor, other: Tensor) -> Tensor:
     return total
 
 
-_operator = torch.library.custom_op(
-    "spherescan::linear", product, mutates_args=(), schema="(Tensor x, Tensor weight) -> Tensor"
-)
-
-
-@_operator.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
+def _shapes(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -132,17 +127,21 @@ def _backward(y_grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> 
     return gradients
 
 
-_backward_operator = torch.library.custom_op(
-    "spherescan::linear_backward",
-    _backward,
-    mutates_args=(),
-    schema="(Tensor y_grad, Tensor x, Tensor weight, bool[] wanted) -> Tensor[]",
-)
-
-
-@_backward_operator.register_fake
-def _(y_grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor]:  # noqa: ARG001
+def _backward_shapes(
+    y_grad: Tensor,  # noqa: ARG001
+    x: Tensor,
+    weight: Tensor,
+    wanted: list[bool],
+) -> list[Tensor]:
     return [t.new_empty(t.shape) for t, want in zip((x, weight), wanted, strict=True) if want]
+
+
+_backward_operator = operator(
+    "linear_backward",
+    "(Tensor y_grad, Tensor x, Tensor weight, bool[] wanted) -> Tensor[]",
+    _backward,
+    _backward_shapes,
+)
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
@@ -155,4 +154,11 @@ def _gradients(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(next(found) if want else None for want in wanted)
 
 
-_operator.register_autograd(_gradients, setup_context=_remember)
+_operator = operator(
+    "linear",
+    "(Tensor x, Tensor weight) -> Tensor",
+    product,
+    _shapes,
+    gradients=_gradients,
+    remember=_remember,
+)

@@ -24,6 +24,7 @@ from spherescan.ops.form import form_for, records_gradient
 from spherescan.ops.linear import add_input_gradient, input_gradient, product, weight_gradient
 from spherescan.ops.native_conv import ConvInputs, conv_backward, conv_forward
 from spherescan.ops.native_scan import ScanInputs, scan_backward, scan_forward
+from spherescan.ops.operator import operator
 from spherescan.ops.selective_scan import expect, selective_scan
 
 
@@ -280,16 +281,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-_operator = torch.library.custom_op(
-    "spherescan::mamba_inner",
-    _forward,
-    mutates_args=(),
-    schema=f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-@_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _shapes(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, keep = _Inputs(*arguments[:_N_INPUTS]), arguments[_N_INPUTS]
     values, compute = inputs.projected, native.compute_dtype(inputs.projected.dtype)
     (b, length), (d, n) = values.shape[:2], inputs.A.shape
@@ -304,23 +296,20 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-_backward_operator = torch.library.custom_op(
-    "spherescan::mamba_inner_backward",
-    _backward,
-    mutates_args=(),
-    schema=(
-        f"({_READS}, Tensor u, Tensor delta, Tensor selected, Tensor checkpoints, Tensor y_grad, "
-        f"Tensor? state_grad) -> ({', '.join(['Tensor'] * _N_GRADIENTS)})"
-    ),
-)
-
-
-@_backward_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(
         arguments[0].new_empty(0) if x is None else x.new_empty(x.shape)
         for x in arguments[:_N_GRADIENTS]
     )
+
+
+_backward_operator = operator(
+    "mamba_inner_backward",
+    f"({_READS}, Tensor u, Tensor delta, Tensor selected, Tensor checkpoints, Tensor y_grad, "
+    f"Tensor? state_grad) -> ({', '.join(['Tensor'] * _N_GRADIENTS)})",
+    _backward,
+    _backward_shapes,
+)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -339,4 +328,11 @@ def _gradients(ctx: Any, y_grad: Tensor | None, state_grad: Tensor | None, *_: A
     return *gradients, None, None, None
 
 
-_operator.register_autograd(_gradients, setup_context=_remember)
+_operator = operator(
+    "mamba_inner",
+    f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _shapes,
+    gradients=_gradients,
+    remember=_remember,
+)

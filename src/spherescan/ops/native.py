@@ -318,11 +318,13 @@ def disjoint(outputs: dict[str, Tensor], inputs: dict[str, Tensor | None]) -> No
     """
     if len({output.data_ptr() for output in outputs.values()}) < len(outputs):
         raise ValueError(f"two of {', '.join(outputs)} share memory; give each its own")
+    read = {name: _extent(tensor) for name, tensor in inputs.items() if tensor is not None}
     for name, output in outputs.items():
         if any(s == 0 and n > 1 for n, s in zip(output.shape, output.stride(), strict=True)):
             raise ValueError(f"{name} has strides {output.stride()}; it must not overlap itself")
-        for other, tensor in inputs.items():
-            if tensor is not None and _overlap(output, tensor):
+        first, last = _extent(output)
+        for other, (begin, end) in read.items():
+            if first < end and begin < last:
                 raise ValueError(f"{name} and {other} share memory; give the output its own")
 
 
@@ -372,14 +374,12 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    (a_first, a_last), (b_first, b_last) = _extent(a), _extent(b)
-    return a_first < b_last and b_first < a_last
-
-
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    """Return the first address of a tensor and that behind its last element."""
     first = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return first, first + tensor.nbytes
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return first, first + (reach + 1) * tensor.element_size()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spherescan.ops import native
+from spherescan.ops.operator import operator
 
 
 class ConvInputs(NamedTuple):
@@ -130,14 +131,7 @@ def _conv(*arguments: Any) -> Tensor:
     return conv_forward(ConvInputs(*arguments))
 
 
-# The output alone: the final state is a slice of the inputs, which torch can take by itself.
-conv_operator = torch.library.custom_op(
-    "spherescan::causal_conv1d", _conv, mutates_args=(), schema=f"({_READS}) -> Tensor"
-)
-
-
-@conv_operator.register_fake
-def _(*arguments: Any) -> Tensor:
+def _conv_shapes(*arguments: Any) -> Tensor:
     x: Tensor = arguments[0]
     return x.new_empty(x.shape)
 
@@ -146,21 +140,20 @@ def _conv_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return conv_backward(ConvInputs(*arguments[:-1]), arguments[-1])
 
 
-_backward_operator = torch.library.custom_op(
-    "spherescan::causal_conv1d_backward",
-    _conv_backward,
-    mutates_args=(),
-    schema=f"({_READS}, Tensor y_grad) -> ({', '.join(['Tensor'] * _N_GRADIENTS)})",
-)
-
-
-@_backward_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     x = arguments[0]
     return tuple(
         x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
         for tensor in arguments[:_N_GRADIENTS]
     )
+
+
+_backward_operator = operator(
+    "causal_conv1d_backward",
+    f"({_READS}, Tensor y_grad) -> ({', '.join(['Tensor'] * _N_GRADIENTS)})",
+    _conv_backward,
+    _backward_shapes,
+)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -175,7 +168,15 @@ def _gradients(ctx: Any, y_grad: Tensor) -> Any:
     return *gradients, None, None, None
 
 
-conv_operator.register_autograd(_gradients, setup_context=_remember)
+# The output alone: the final state is a slice of the inputs, which torch can take by itself.
+conv_operator = operator(
+    "causal_conv1d",
+    f"({_READS}) -> Tensor",
+    _conv,
+    _conv_shapes,
+    gradients=_gradients,
+    remember=_remember,
+)
 
 
 def conv_step(
@@ -217,18 +218,15 @@ def conv_step(
     return y, new_state
 
 
-step_operator = torch.library.custom_op(
-    "spherescan::causal_conv1d_step",
-    conv_step,
-    mutates_args=(),
-    schema=(
-        "(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu, int simd) -> "
-        "(Tensor, Tensor)"
-    ),
-)
-
-
-@step_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _step_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     x, state = arguments[0], arguments[3]
     return x.new_empty(x.shape), state.new_empty(state.shape)
+
+
+step_operator = operator(
+    "causal_conv1d_step",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu, int simd) -> "
+    "(Tensor, Tensor)",
+    conv_step,
+    _step_shapes,
+)

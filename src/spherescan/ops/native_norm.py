@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spherescan.ops import native
+from spherescan.ops.operator import operator
 
 
 class NormInputs(NamedTuple):
@@ -127,19 +128,7 @@ def _norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return norm_forward(NormInputs(*arguments))
 
 
-norm_operator = torch.library.custom_op(
-    "spherescan::add_rms_norm",
-    _norm,
-    mutates_args=(),
-    schema=(
-        "(Tensor x, Tensor? update, Tensor weight, float epsilon, ScalarType normed_dtype, "
-        "int simd) -> (Tensor, Tensor, Tensor)"
-    ),
-)
-
-
-@norm_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = NormInputs(*arguments)
     x = inputs.x
     return (
@@ -153,25 +142,22 @@ def _norm_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return norm_backward(*arguments)
 
 
-_backward_operator = torch.library.custom_op(
-    "spherescan::add_rms_norm_backward",
-    _norm_backward,
-    mutates_args=(),
-    schema=(
-        "(Tensor total, Tensor weight, Tensor scale, Tensor normed_grad, Tensor? total_grad, "
-        "ScalarType? update_dtype, int simd) -> (Tensor, Tensor, Tensor)"
-    ),
-)
-
-
-@_backward_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     total, weight, *_, update_dtype, _ = arguments
     return (
         total.new_empty(total.shape),
         total.new_empty(total.shape if update_dtype else (0,), dtype=update_dtype or total.dtype),
         weight.new_empty(weight.shape),
     )
+
+
+_backward_operator = operator(
+    "add_rms_norm_backward",
+    "(Tensor total, Tensor weight, Tensor scale, Tensor normed_grad, Tensor? total_grad, "
+    "ScalarType? update_dtype, int simd) -> (Tensor, Tensor, Tensor)",
+    _norm_backward,
+    _backward_shapes,
+)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -195,4 +181,12 @@ def _gradients(ctx: Any, normed_grad: Tensor | None, total_grad: Tensor | None, 
     return x, None if ctx.update_dtype is None else update, weight_grad, None, None, None
 
 
-norm_operator.register_autograd(_gradients, setup_context=_remember)
+norm_operator = operator(
+    "add_rms_norm",
+    "(Tensor x, Tensor? update, Tensor weight, float epsilon, ScalarType normed_dtype, int simd) "
+    "-> (Tensor, Tensor, Tensor)",
+    _norm,
+    _norm_shapes,
+    gradients=_gradients,
+    remember=_remember,
+)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spherescan.ops import native
+from spherescan.ops.operator import operator
 
 
 class ScanInputs(NamedTuple):
@@ -214,17 +215,7 @@ def _scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return scan_forward(ScanInputs(*arguments[:_N_READS]), keep=arguments[_N_READS])
 
 
-# y, final state and checkpoints of a scan; the last argument says whether to keep checkpoints.
-scan_operator = torch.library.custom_op(
-    "spherescan::selective_scan",
-    _scan,
-    mutates_args=(),
-    schema=f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor)",
-)
-
-
-@scan_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = ScanInputs(*arguments[:_N_READS])
     b, _, d, n = inputs.sizes
     dtype = native.compute_dtype(inputs.u.dtype)
@@ -241,24 +232,21 @@ def _scan_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return scan_backward(ScanInputs(*reads), checkpoints, y_grad, final_state_grad)
 
 
-_backward_operator = torch.library.custom_op(
-    "spherescan::selective_scan_backward",
-    _scan_backward,
-    mutates_args=(),
-    schema=(
-        f"({_READS}, Tensor checkpoints, Tensor y_grad, Tensor? final_state_grad) -> "
-        f"({', '.join(['Tensor'] * _N_GRADIENTS)})"
-    ),
-)
-
-
-@_backward_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = ScanInputs(*arguments[:_N_READS])
     return tuple(
         inputs.u.new_empty(0) if x is None else x.new_empty(x.shape)
         for x in arguments[:_N_GRADIENTS]
     )
+
+
+_backward_operator = operator(
+    "selective_scan_backward",
+    f"({_READS}, Tensor checkpoints, Tensor y_grad, Tensor? final_state_grad) -> "
+    f"({', '.join(['Tensor'] * _N_GRADIENTS)})",
+    _scan_backward,
+    _backward_shapes,
+)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -277,7 +265,15 @@ def _gradients(ctx: Any, y_grad: Tensor | None, state_grad: Tensor | None, _: An
     return *gradients, None, None, None, None
 
 
-scan_operator.register_autograd(_gradients, setup_context=_remember)
+# y, final state and checkpoints of a scan; the last argument says whether to keep checkpoints.
+scan_operator = operator(
+    "selective_scan",
+    f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor)",
+    _scan,
+    _scan_shapes,
+    gradients=_gradients,
+    remember=_remember,
+)
 
 
 def scan_step(
@@ -333,19 +329,16 @@ def scan_step(
     return y, new_state
 
 
-step_operator = torch.library.custom_op(
-    "spherescan::selective_scan_step",
-    scan_step,
-    mutates_args=(),
-    schema=(
-        "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? delta_bias, "
-        "Tensor? gate, Tensor state, bool delta_softplus, int simd) -> (Tensor, Tensor)"
-    ),
-)
-
-
-@step_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _step_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     u, A = arguments[0], arguments[2]
     dtype = native.compute_dtype(u.dtype)
     return u.new_empty(u.shape), u.new_empty((*u.shape, A.shape[1]), dtype=dtype)
+
+
+step_operator = operator(
+    "selective_scan_step",
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? delta_bias, "
+    "Tensor? gate, Tensor state, bool delta_softplus, int simd) -> (Tensor, Tensor)",
+    scan_step,
+    _step_shapes,
+)

@@ -324,6 +324,7 @@ def _prepare_torch(config: RunConfig, *, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("medium" if config.run.precision == "medium" else "highest")
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which also imports torch's compiler to tell it.
+    torch.set_deterministic_debug_mode("error")
     # Nothing here reads memory that nobody wrote. torch does not declare this attribute.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -100,14 +100,16 @@ class Conv {
         return kNoStart;
     }
 
-    // The kernel width, known to the compiler where it can be: loops over taps then unroll into registers.
+    // The kernel width. Loops over taps spell it out: where the compiler knows it, it must see so before it can unroll them
+    // and keep windows in registers.
     int taps() const { return Taps > 0 ? Taps : taps_; }
 
-    // Tap j reaches k - 1 - j positions back: the first that stays within the document.
-    int first_tap(Index age) const { return age >= taps() - 1 ? 0 : taps() - 1 - static_cast<int>(age); }
+    // Tap j reaches k - 1 - j positions back: does it stay within the document?
+    bool reaches(int j, Index age) const { return taps() - 1 - j <= age; }
 
     void read_weights(const Block<T>& block, Vector<T>* to) const {
-        for (int j = 0; j < taps(); ++j) {
+#pragma GCC unroll 4
+        for (int j = 0; j < (Taps > 0 ? Taps : taps_); ++j) {
             T values[W] = {};
             for (int i = 0; i < block.lanes; ++i) {
                 values[i] = static_cast<const T*>(conv_.weight)[block.channel[i] * taps() + j];
@@ -119,23 +121,24 @@ class Conv {
     // window[j] holds x_{t-(k-1)+j}.
     Vector<T> convolve(const Vector<T>* weight, const Vector<T>* window, Index age, Vector<T> bias) const {
         Vector<T> q = bias;
-        if (age >= taps() - 1) {
-            for (int j = 0; j < taps(); ++j) q = weight[j] * window[j] + q;
-        } else {
-            for (int j = first_tap(age); j < taps(); ++j) q = weight[j] * window[j] + q;
+#pragma GCC unroll 4
+        for (int j = 0; j < (Taps > 0 ? Taps : taps_); ++j) {
+            if (reaches(j, age)) q = weight[j] * window[j] + q;
         }
         return q;
     }
 
     // Drop the oldest and append the newest.
     void push(Vector<T>* window, Vector<T> newest) const {
-        for (int j = 0; j + 1 < taps(); ++j) window[j] = window[j + 1];
+#pragma GCC unroll 4
+        for (int j = 0; j < (Taps > 0 ? Taps : taps_) - 1; ++j) window[j] = window[j + 1];
         window[taps() - 1] = newest;
     }
 
     void fill(const Block<T>& block, Index start, Vector<T>* window) const {
         window[0] = splat<T>(T(0));
-        for (int j = 1; j < taps(); ++j) window[j] = input(block, start - taps() + j);
+#pragma GCC unroll 4
+        for (int j = 1; j < (Taps > 0 ? Taps : taps_); ++j) window[j] = input(block, start - taps() + j);
     }
 
     // The next block's rows, see selective_scan_forward.cpp.
@@ -176,7 +179,8 @@ class Conv {
         Vector<T>* weight_grad = Taps > 0 ? local[3] : memory + 3 * taps_;
         read_weights(block, weight);
         fill(block, start, window);
-        for (int j = 0; j < taps(); ++j) {
+#pragma GCC unroll 4
+        for (int j = 0; j < (Taps > 0 ? Taps : taps_); ++j) {
             waiting[j] = splat<T>(T(0));
             weight_grad[j] = load(sums + j * W);
         }
@@ -194,21 +198,17 @@ class Conv {
                 const Vector<T> g = output_grad(block, l, convolve(weight, window, age, bias));
                 const Vector<T> own = l < end ? g : splat<T>(T(0));  // later positions are another stretch's
                 bias_grad = bias_grad + own;
-                if (age >= taps() - 1) {
-                    for (int j = 0; j < taps(); ++j) {
-                        waiting[j] = weight[j] * g + waiting[j];
-                        weight_grad[j] = own * window[j] + weight_grad[j];
-                    }
-                } else {
-                    for (int j = first_tap(age); j < taps(); ++j) {
-                        waiting[j] = weight[j] * g + waiting[j];
-                        weight_grad[j] = own * window[j] + weight_grad[j];
-                    }
+#pragma GCC unroll 4
+                for (int j = 0; j < (Taps > 0 ? Taps : taps_); ++j) {
+                    if (!reaches(j, age)) continue;
+                    waiting[j] = weight[j] * g + waiting[j];
+                    weight_grad[j] = own * window[j] + weight_grad[j];
                 }
             }
             emit(block, start, l - (taps() - 1), waiting[0]);
         }
-        for (int j = 0; j < taps(); ++j) store<T>(sums + j * W, weight_grad[j]);
+#pragma GCC unroll 4
+        for (int j = 0; j < (Taps > 0 ? Taps : taps_); ++j) store<T>(sums + j * W, weight_grad[j]);
         store<T>(sums + taps() * W, bias_grad);
     }
 

@@ -19,16 +19,16 @@ namespace {
 // States per pass: dh and dA of each stay in registers.
 constexpr int kTile = SPHERESCAN_VECTOR_BYTES == 64 ? 8 : 4;
 
-// Per block of channels: [position][lane].
+// What a block of channels knows of each position: [position][value][lane]. kYGrad: g; kGateFactor: dL/dy silu'(gate);
+// kY: <h, C> + D u; kInputGrad: <dh, B>; kDecayGrad: <dh a h_{t-1}, A log2(e)>.
+enum Value { kDelta, kU, kSigmoid, kYGrad, kGateFactor, kY, kInputGrad, kDecayGrad, kValues };
+
 template <class T>
 struct Prepared {
-    T *delta, *u, *sigmoid, *y_grad, *gate_factor;  // y_grad: g; gate_factor: dL/dy silu'(gate)
-    T *y, *input_grad, *decay_grad;                 // <h, C> + D u, <dh, B>, <dh a h_{t-1}, A log2(e)>
+    T* values;
 
-    Prepared at(Index offset) const {
-        return {delta + offset, u + offset, sigmoid + offset,    y_grad + offset, gate_factor + offset,
-                y + offset,     input_grad + offset, decay_grad + offset};
-    }
+    T* at(int position, Value value) const { return values + (position * kValues + value) * kWidth<T>; }
+    Prepared block(Index index) const { return {values + index * kChunk * kValues * kWidth<T>}; }
 };
 
 // What a tile leaves for each position: [position][state of the tile][lane].
@@ -39,7 +39,7 @@ struct TileMemory {
 
 template <class T, int States, bool Packed, bool Resets, bool Gate>
 void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index first_state, const Prepared<T>& block,
-                  const TileMemory<T>& memory, const Ahead<4>& ahead) {
+                  const TileMemory<T>& memory, const Ahead<4>& ahead, const T* next_checkpoint) {
     constexpr int W = kWidth<T>;
     Vector<T> state[States];
 #pragma GCC unroll 16
@@ -49,8 +49,9 @@ void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index fi
     }
     for (int l = 0; l < maps.positions; ++l) {
         ahead.fetch(l);
-        const Vector<T> delta = load(block.delta + l * W), input = delta * load(block.u + l * W);
-        Vector<T> y = Gate ? load(block.y + l * W) : splat<T>(T(0));
+        __builtin_prefetch(next_checkpoint + l * W);
+        const Vector<T> delta = load(block.at(l, kDelta)), input = delta * load(block.at(l, kU));
+        Vector<T> y = Gate ? load(block.at(l, kY)) : splat<T>(T(0));
         const Index map = (l * maps.d_state + first_state) * (Packed ? W : 1);
         const T *B = maps.B + map, *C = maps.C + map;
         T *h = memory.h + (l + 1) * States * W, *decay = memory.decay + l * States * W;
@@ -64,7 +65,7 @@ void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index fi
             store<T>(h + n * W, state[n]);
             if (Gate) y = state[n] * (Packed ? load(C + n * W) : splat(C[n])) + y;
         }
-        if (Gate) store<T>(block.y + l * W, y);
+        if (Gate) store<T>(block.at(l, kY), y);
     }
 }
 
@@ -80,9 +81,9 @@ void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index 
     }
     for (int l = maps.positions - 1; l >= 0; --l) {
         ahead.fetch(l);
-        const Vector<T> delta = load(block.delta + l * W), g = load(block.y_grad + l * W);
-        const Vector<T> input = delta * load(block.u + l * W);
-        Vector<T> input_grad = load(block.input_grad + l * W), decay_grad = load(block.decay_grad + l * W);
+        const Vector<T> delta = load(block.at(l, kDelta)), g = load(block.at(l, kYGrad));
+        const Vector<T> input = delta * load(block.at(l, kU));
+        Vector<T> input_grad = load(block.at(l, kInputGrad)), decay_grad = load(block.at(l, kDecayGrad));
         const Index map = (l * maps.d_state + first_state) * (Packed ? W : 1);
         const T *B = maps.B + map, *C = maps.C + map;
         const T *before = memory.h + l * States * W, *after = before + States * W;
@@ -105,8 +106,8 @@ void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index 
             decay_grad = rate_grad * load(A + n * W) + decay_grad;
             dA[n] = rate_grad * delta + dA[n];
         }
-        store<T>(block.input_grad + l * W, input_grad);
-        store<T>(block.decay_grad + l * W, decay_grad);
+        store<T>(block.at(l, kInputGrad), input_grad);
+        store<T>(block.at(l, kDecayGrad), decay_grad);
     }
 #pragma GCC unroll 16
     for (int n = 0; n < States; ++n) {
@@ -169,8 +170,7 @@ class Backward {
                 arena.take(plan_.maps()),
                 arena.take(plan_.maps()),
                 arena.take(kChunk * W),
-                {arena.take(values), arena.take(values), arena.take(values), arena.take(values), arena.take(values),
-                 arena.take(values), arena.take(values), arena.take(values)},
+                {arena.take(kValues * values)},
                 {arena.take(tile + kTile * W), arena.take(tile), arena.take(tile), arena.take(tile)}};
     }
 
@@ -236,28 +236,30 @@ class Backward {
         }
         for (int l = 0; l < positions; ++l) {
             for (int k = 0; k < place.n_blocks; ++k) {
-                prepare_one(place.blocks[k], place.start() + l, bias[k], D[k], to.at((k * kChunk + l) * W));
+                prepare_one(place, k, l, bias[k], D[k], to.block(k));
             }
         }
     }
 
-    void prepare_one(const Block<T>& block, Index position, Vector<T> bias, Vector<T> D, const Prepared<T>& to) const {
+    void prepare_one(const Place& place, int k, int l, Vector<T> bias, Vector<T> D, const Prepared<T>& to) const {
+        const Block<T>& block = place.blocks[k];
+        const Index position = place.start() + l;
         const Vector<T> raw = read_row<T>(delta_, block, position) + bias;
         const Vector<T> u = read_row<T>(u_, block, position), grad = read_row<T>(y_grad_, block, position);
         const Softplus<T> step = scan_.delta_softplus ? softplus_with_slope<T>(raw) : Softplus<T>{raw, splat<T>(T(1))};
-        store<T>(to.delta, step.value);
-        store<T>(to.sigmoid, step.slope);
-        store<T>(to.u, u);
-        store<T>(to.input_grad, splat<T>(T(0)));
-        store<T>(to.decay_grad, splat<T>(T(0)));
+        store<T>(to.at(l, kDelta), step.value);
+        store<T>(to.at(l, kSigmoid), step.slope);
+        store<T>(to.at(l, kU), u);
+        store<T>(to.at(l, kInputGrad), splat<T>(T(0)));
+        store<T>(to.at(l, kDecayGrad), splat<T>(T(0)));
         if (gate_.missing()) {
-            store<T>(to.y_grad, grad);
+            store<T>(to.at(l, kYGrad), grad);
             return;
         }
         const Vector<T> gate = read_row<T>(gate_, block, position), s = sigmoid<T>(gate), gated = gate * s;
-        store<T>(to.y_grad, grad * gated);
-        store<T>(to.gate_factor, grad * (gated * (T(1) - s) + s));
-        store<T>(to.y, D * u);
+        store<T>(to.at(l, kYGrad), grad * gated);
+        store<T>(to.at(l, kGateFactor), grad * (gated * (T(1) - s) + s));
+        store<T>(to.at(l, kY), D * u);
     }
 
     template <bool Packed>
@@ -277,16 +279,17 @@ class Backward {
     template <int States, bool Packed, bool Resets, bool Gate>
     void run_tiles(const Place& place, Index first, const Maps<T>& maps, const Partial& partial,
                    const Memory& memory) const {
-        const T* checkpoint = plan_.checkpoint(scan_.checkpoints, place.row, place.group, place.chunk);
+        const T* checkpoint = checkpoint_of(place, place.chunk);
         for (; maps.d_state - first >= States; first += States) {
             const Index sums = maps.positions * States * W;
             std::memset(memory.tile.B_grad, 0, sizeof(T) * sums);
             std::memset(memory.tile.C_grad, 0, sizeof(T) * sums);
             for (int k = 0; k < place.n_blocks; ++k) {
                 const Index at = (k * maps.d_state + first) * W;
-                const Prepared<T> block = memory.prepared.at(k * kChunk * W);
+                const Prepared<T> block = memory.prepared.block(k);
                 forward_tile<T, States, Packed, Resets, Gate>(memory.A + at, checkpoint + at, maps, first, block,
-                                                              memory.tile, next_inputs(place, k, first, memory));
+                                                              memory.tile, next_inputs(place, k, first, memory),
+                                                              next_checkpoint(place, k) + first * W);
                 backward_tile<T, States, Packed, Resets>(memory.A + at, memory.h_grad + at, partial.A + at, maps, first,
                                                          block, memory.tile, next_outputs(place, k, first, memory));
             }
@@ -295,6 +298,16 @@ class Backward {
         if constexpr (States > 1) {
             run_tiles<States / 2, Packed, Resets, Gate>(place, first, maps, partial, memory);
         }
+    }
+
+    const T* checkpoint_of(const Place& place, Index chunk) const {
+        return plan_.checkpoint(scan_.checkpoints, place.row, place.group, chunk);
+    }
+
+    // Of the block that follows: in this chunk, or the first one in the chunk that is met next.
+    const T* next_checkpoint(const Place& place, int k) const {
+        if (k + 1 < place.n_blocks) return checkpoint_of(place, place.chunk) + (k + 1) * plan_.d_state * W;
+        return checkpoint_of(place, place.chunk > 0 ? place.chunk - 1 : 0);
     }
 
     // The rows that the next chunk reads.
@@ -367,7 +380,7 @@ class Backward {
         }
         for (int l = 0; l < positions; ++l) {
             for (int k = 0; k < place.n_blocks; ++k) {
-                finish_one(place.blocks[k], place.start() + l, from.at((k * kChunk + l) * W), D[k], dD[k], dbias[k]);
+                finish_one(place, k, l, from.block(k), D[k], dD[k], dbias[k]);
             }
         }
         for (int k = 0; k < place.n_blocks; ++k) {
@@ -376,14 +389,16 @@ class Backward {
         }
     }
 
-    void finish_one(const Block<T>& block, Index position, const Prepared<T>& from, Vector<T> D, Vector<T>& dD,
+    void finish_one(const Place& place, int k, int l, const Prepared<T>& from, Vector<T> D, Vector<T>& dD,
                     Vector<T>& dbias) const {
-        const Vector<T> delta = load(from.delta), u = load(from.u), g = load(from.y_grad);
-        const Vector<T> input_grad = load(from.input_grad);
-        write_row<T>(u_grad_, block, position, input_grad * delta + g * D);
-        const Vector<T> delta_grad = (input_grad * u + load(from.decay_grad) * T(kLn2)) * load(from.sigmoid);
+        const Block<T>& block = place.blocks[k];
+        const Index position = place.start() + l;
+        const auto value = [&](Value which) { return load(from.at(l, which)); };
+        const Vector<T> u = value(kU), g = value(kYGrad), input_grad = value(kInputGrad);
+        write_row<T>(u_grad_, block, position, input_grad * value(kDelta) + g * D);
+        const Vector<T> delta_grad = (input_grad * u + value(kDecayGrad) * T(kLn2)) * value(kSigmoid);
         write_row<T>(delta_grad_, block, position, delta_grad);
-        if (!gate_.missing()) write_row<T>(gate_grad_, block, position, load(from.gate_factor) * load(from.y));
+        if (!gate_.missing()) write_row<T>(gate_grad_, block, position, value(kGateFactor) * value(kY));
         dD = g * u + dD;
         dbias = dbias + delta_grad;
     }

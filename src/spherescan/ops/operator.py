@@ -1,0 +1,49 @@
+"""Kernels as operators of torch, which can be traced, exported and differentiated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Operator = Callable[..., Any]
+
+_NAMESPACE = "spherescan"
+_LIBRARY: Any = torch.library.Library(_NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def operator(
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    shapes: Callable[..., Any],
+    *,
+    gradients: Callable[..., Any] | None = None,
+    remember: Callable[..., None] | None = None,
+) -> Operator:
+    """Register an operator that returns new tensors and writes to none of its arguments.
+
+    This is what `torch.library.custom_op` sets up, but for its guard of every call against torch's
+    compiler: that guard imports the compiler, a second of every process that computes.
+
+    Args:
+        name: Its name in the namespace of this package.
+        schema: Arguments and results, as torch writes them.
+        run: What it computes; called with the arguments in order.
+        shapes: The same for tensors without values: returns empty tensors like the results.
+        gradients: Backward pass, as `torch.library.register_autograd` takes it; when missing, the
+            results have no gradient, and asking for one is an error.
+        remember: What that pass needs, kept as `setup_context` of the same.
+    """
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    full_name = f"{_NAMESPACE}::{name}"
+    torch.library.register_fake(full_name, shapes, lib=_LIBRARY)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(f"{full_name} has no gradient of its own")
+
+    torch.library.register_autograd(
+        full_name, gradients or refuse, setup_context=remember, lib=_LIBRARY
+    )
+    found: Operator = getattr(getattr(torch.ops, _NAMESPACE), name).default
+    return found
