@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from sklearn.base import (
-    BaseEstimator,
-    ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
-from sklearn.utils import Tags, estimator_html_repr
+from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
@@ -30,7 +24,7 @@ from spherescan.calibration import (
     probabilities,
     set_threshold,
 )
-from spherescan.errors import CheckpointError
+from spherescan.estimators.base import FEATURES, SeriesEstimator
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.fitted_classifier import (
     TENSORS,
@@ -40,7 +34,7 @@ from spherescan.estimators.fitted_classifier import (
     seen_from_below,
 )
 from spherescan.estimators.networks import NetworkPlan, Networks
-from spherescan.estimators.pages import Clock, page_of_classifier, short_form
+from spherescan.estimators.pages import Clock, page_of_classifier
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
     Padded,
@@ -58,12 +52,10 @@ from spherescan.features import class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.report import ClassAnswers, page_path, write_page
-from spherescan.runs import read_checkpoint, write_checkpoint
+from spherescan.runs import read_checkpoint
 
 
-class SequenceClassifier(
-    ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator
-):
+class SequenceClassifier(ClassifierMixin, SeriesEstimator):
     """Classify series by fixed convolutions and a closed-form map onto the sphere.
 
     Each class is a corner of a regular simplex of radius 1, at height 1 above the origin. A ridge
@@ -459,30 +451,13 @@ class SequenceClassifier(
             caution=caution,
         )
 
-    def _html_repr(self) -> str:
-        """Return what a notebook shows: scikit-learn's diagram, and what fitting found."""
-        shown: str = estimator_html_repr(self)
-        if not self.__sklearn_is_fitted__():
-            return shown
-        fitted = self._fitted
-        right = fitted.left_out.argmax(1) == fitted.target
-        facts = {
+    def _facts(self) -> dict[str, str]:
+        right = self._fitted.left_out.argmax(1) == self._fitted.target
+        return {
             "training series": str(len(right)),
             "classes": ", ".join(map(str, self.classes_.tolist())),
             "accuracy on training series, each left out": f"{right.double().mean():.3f}",
-            "more": f"{type(self).__name__}.report(path) writes a page",
         }
-        return shown + short_form(facts)
-
-    def __sklearn_tags__(self) -> Tags:
-        """Say whether values may be missing."""
-        tags: Tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.missing == "mask"
-        return tags
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether `fit` has come to its end."""
-        return "_fitted" in self.__dict__
 
     def save(self, path: str | Path) -> None:
         """Write everything that predictions need to one new safetensors file.
@@ -509,8 +484,7 @@ class SequenceClassifier(
         tensors = {name: getattr(fitted, name) for name in TENSORS}
         if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
             tensors["described"] = fitted.described
-        features = fitted.features.state_dict(prefix="features.")
-        write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
+        self._write(path, saved, tensors, fitted.features)
 
     def _saved_networks(self) -> dict[str, Any]:
         settings = network_settings(self, len(self._fitted.target))
@@ -528,10 +502,10 @@ class SequenceClassifier(
             CheckpointError: The file is missing, damaged, or of another kind.
         """
         checkpoint = read_checkpoint(user_path(path))
-        try:
+        with cls._reading(path):
             saved = saved_of(SavedClassifier, checkpoint.state, cls.__name__)
             tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in TENSORS}
-            stored = checkpoint.below("features.")
+            stored = checkpoint.below(FEATURES)
             plan = None if saved.plan is None else NetworkPlan.from_json(saved.plan)
             features = SeriesFeatures.of_state(stored, saved.length, saved.vocab_size, plan)
             tensors["described"] = checkpoint.tensors.get("described")
@@ -555,9 +529,6 @@ class SequenceClassifier(
             saved.restore(made, features)
             network_settings(made, len(fitted.target))
             features.expect_causal(causal=saved.causal)
-        except (ValueError, KeyError, RuntimeError, ArithmeticError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
         made.classes_ = labels
         return made._keep(fitted)
 

@@ -13,21 +13,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    RegressorMixin,
-    TransformerMixin,
-)
-from sklearn.utils import Tags, estimator_html_repr
+from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional
 
 from spherescan.calibration import fit_half_width, intervals
-from spherescan.errors import CheckpointError
+from spherescan.estimators.base import FEATURES, SeriesEstimator
 from spherescan.estimators.description import fixed_of_state
-from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor, short_form
+from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor
 from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
     checked_values,
@@ -41,7 +35,7 @@ from spherescan.features import FixedFeatures, NGrams, cosine_of_height, sphere_
 from spherescan.losses import from_cosine, to_cosine
 from spherescan.paths import user_path
 from spherescan.report import NumberAnswers, page_path, write_page
-from spherescan.runs import read_checkpoint, write_checkpoint
+from spherescan.runs import read_checkpoint
 
 _TENSORS = ("weight", "bias", "left_out", "target")
 _SMALLEST_MARGIN, _LARGEST_MARGIN = 0.01, 1000.0
@@ -61,9 +55,7 @@ class _Fitted:
     upper: float
 
 
-class SequenceRegressor(
-    ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin, BaseEstimator
-):
+class SequenceRegressor(RegressorMixin, SeriesEstimator):
     """Predict numbers from series by fixed convolutions and a closed-form map onto a half circle.
 
     Values are cosines with a pole: the ends of a range, wider than that of the training values by
@@ -234,30 +226,14 @@ class SequenceRegressor(
         write_page(page, place)
         return place
 
-    def _html_repr(self) -> str:
-        """Return what a notebook shows: scikit-learn's diagram, and what fitting found."""
-        shown: str = estimator_html_repr(self)
-        if not self.__sklearn_is_fitted__():
-            return shown
+    def _facts(self) -> dict[str, str]:
         fitted = self._fitted
         error = (fitted.left_out - fitted.target).square().mean().sqrt()
-        facts = {
+        return {
             "training series": str(len(fitted.target)),
             "error on training series, each left out (rmse)": f"{error:.4g}",
             "predictions lie in": f"{fitted.lower:.4g}..{fitted.upper:.4g}",
-            "more": f"{type(self).__name__}.report(path) writes a page",
         }
-        return shown + short_form(facts)
-
-    def __sklearn_tags__(self) -> Tags:
-        """Say whether values may be missing."""
-        tags: Tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.missing == "mask"
-        return tags
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether `fit` has come to its end."""
-        return "_fitted" in self.__dict__
 
     def save(self, path: str | Path) -> None:
         """Write everything that predictions need to one new safetensors file.
@@ -277,8 +253,7 @@ class SequenceRegressor(
             upper=fitted.upper,
         )
         tensors = {name: getattr(fitted, name) for name in _TENSORS}
-        features = fitted.features.state_dict(prefix="features.")
-        write_checkpoint(user_path(path), tensors | features, saved.state(type(self).__name__))
+        self._write(path, saved, tensors, fitted.features)
 
     @classmethod
     def load(cls, path: str | Path) -> "SequenceRegressor":
@@ -288,10 +263,10 @@ class SequenceRegressor(
             CheckpointError: The file is missing, damaged, or of another kind.
         """
         checkpoint = read_checkpoint(user_path(path))
-        try:
+        with cls._reading(path):
             saved = saved_of(SavedRegressor, checkpoint.state, cls.__name__)
             tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
-            stored = checkpoint.below("features.")
+            stored = checkpoint.below(FEATURES)
             features = fixed_of_state(stored, saved.length, saved.vocab_size)
             _expect_sound(tensors, features.n_features, largest=max(-saved.lower, saved.upper))
             fitted = _Fitted(features, **tensors, lower=saved.lower, upper=saved.upper)
@@ -303,9 +278,6 @@ class SequenceRegressor(
                 random_state=saved.random_state,
             )
             saved.restore(made, features)
-        except (ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
         return made._keep(fitted)
 
     def _keep(self, fitted: _Fitted) -> "SequenceRegressor":

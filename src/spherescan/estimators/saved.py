@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from spherescan.estimators.description import Described
+from spherescan.estimators.settings import expect_vocabulary_of_fit
 from spherescan.features import expect_vocabulary
 from spherescan.strict_json import typed
 
@@ -40,8 +41,7 @@ class Saved:
         Raises:
             ValueError: Settings of another fit.
         """
-        if estimator.vocab_size != features.vocab_size:
-            raise ValueError(f"it was fitted with vocab_size={features.vocab_size}; fit it again")
+        expect_vocabulary_of_fit(estimator, features.vocab_size)
         means = None
         if estimator.missing == "mask":
             if not hasattr(estimator, "channel_means_"):

@@ -25,7 +25,11 @@ from torch import Generator, Tensor
 
 from spherescan.allocator import memory_bytes
 from spherescan.estimators.description import Described
-from spherescan.estimators.settings import expect_whole, vocabulary_of
+from spherescan.estimators.settings import (
+    expect_vocabulary_of_fit,
+    expect_whole,
+    vocabulary_of,
+)
 from spherescan.features import FixedFeatures, NGrams
 
 
@@ -352,10 +356,7 @@ def described(estimator: BaseEstimator, features: Described, X: Any) -> Float[Te
     Raises:
         ValueError: X that `padded` refuses, or values too far from those of training.
     """
-    if estimator.vocab_size != features.vocab_size:
-        raise ValueError(
-            f"this estimator was fitted with vocab_size={features.vocab_size}; fit it again"
-        )
+    expect_vocabulary_of_fit(estimator, features.vocab_size)
     batch = padded(estimator, X, reset=False)
     with torch.inference_mode():
         found: Tensor = features(*batch)

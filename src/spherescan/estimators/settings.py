@@ -37,6 +37,16 @@ def vocabulary_of(estimator: BaseEstimator) -> int:
     return int(estimator.vocab_size)
 
 
+def expect_vocabulary_of_fit(estimator: BaseEstimator, vocab_size: int | None) -> None:
+    """Check that the setting `vocab_size` is still the one of the last fit.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if estimator.vocab_size != vocab_size:
+        raise ValueError(f"this estimator was fitted with vocab_size={vocab_size}; fit it again")
+
+
 def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings:
     """Check the settings of networks, and say how many so many series get.
 

@@ -4,7 +4,7 @@ Letters: b batch, l length, m model width, d inner channels, n state, w = kernel
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -161,18 +161,8 @@ class Mamba(nn.Module):
         u, conv_state = causal_conv1d_step(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state=state.conv
         )
-        delta, B, C, delta_bias = self._selection(u)
         y, ssm_state = selective_scan_step(
-            u,
-            delta,
-            -torch.exp(self.A_log),
-            B,
-            C,
-            self.D,
-            delta_bias=delta_bias,
-            delta_softplus=True,
-            gate=gate,
-            state=state.ssm,
+            u, **self._scan_parameters(u), gate=gate, state=state.ssm
         )
         return self.out_proj(y), MambaState(conv_state, ssm_state)
 
@@ -200,14 +190,25 @@ class Mamba(nn.Module):
         u, gate = projected.chunk(2, dim=-1)
         return u, gate
 
-    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return step sizes before their bias, B, C, and the bias."""
-        if not self.selective:
+    def _scan_parameters(self, u: Tensor) -> dict[str, Any]:
+        if self.selective:
+            sizes = [self.dt_rank, self.d_state, self.d_state]
+            rank_delta, B, C = self.x_proj(u).split(sizes, dim=-1)
+            delta = functional.linear(rank_delta, self.dt_proj.weight)
+            delta_bias = self.dt_proj.bias
+        else:
             shape = (*u.shape[:-1], self.d_state)
-            return torch.zeros_like(u), self.B.expand(shape), self.C.expand(shape), self.dt_bias
-        sizes = [self.dt_rank, self.d_state, self.d_state]
-        rank_delta, B, C = self.x_proj(u).split(sizes, dim=-1)
-        return functional.linear(rank_delta, self.dt_proj.weight), B, C, self.dt_proj.bias
+            delta, B, C = torch.zeros_like(u), self.B.expand(shape), self.C.expand(shape)
+            delta_bias = self.dt_bias
+        return {
+            "delta": delta,
+            "A": -torch.exp(self.A_log),
+            "B": B,
+            "C": C,
+            "D": self.D,
+            "delta_bias": delta_bias,
+            "delta_softplus": True,
+        }
 
     def _time_invariant(
         self, x: Tensor, state: MambaState | None, reset: Tensor | None
@@ -220,16 +221,9 @@ class Mamba(nn.Module):
             state=None if state is None else state.conv,
             reset=reset,
         )
-        delta, B, C, delta_bias = self._selection(u)
         y, ssm_state = selective_scan(
             u,
-            delta,
-            -torch.exp(self.A_log),
-            B,
-            C,
-            self.D,
-            delta_bias=delta_bias,
-            delta_softplus=True,
+            **self._scan_parameters(u),
             gate=gate,
             state=None if state is None else state.ssm,
             reset=reset,

@@ -75,6 +75,33 @@ SPHERESCAN_INLINE void write_row(const Rows<IO>& rows, const Block<T>& block, In
     for (int i = 0; i < block.lanes; ++i) write_one(rows.at(block.batch[i], row, block.channel[i]), values[i]);
 }
 
+// One row of a unit, whose blocks hold neighbouring channels: where it begins is computed once for all of them. Packed,
+// there is one block, and its lanes are gathered.
+template <class T, class IO, bool Packed>
+struct Line {
+    const Rows<IO>& rows;
+    const Block<T>* blocks;
+    Index row;
+    IO* first;
+
+    Line(const Rows<IO>& rows, const Block<T>* blocks, Index row)
+        : rows(rows), blocks(blocks), row(row),
+          first(rows.missing() ? nullptr : rows.at(blocks[0].batch[0], row, blocks[0].channel[0])) {}
+
+    Vector<T> read(int k) const {
+        if (Packed || !blocks[k].whole) return read_row<T>(rows, blocks[k], row);
+        return SPHERESCAN_LEVEL::read(first + k * kWidth<T>);
+    }
+
+    void write(int k, Vector<T> values) const {
+        if (Packed || !blocks[k].whole) {
+            write_row<T>(rows, blocks[k], row, values);
+        } else {
+            SPHERESCAN_LEVEL::write(first + k * kWidth<T>, values);
+        }
+    }
+};
+
 // One value per channel; zero when the parameter is missing and in lanes without a channel.
 template <class T>
 SPHERESCAN_INLINE Vector<T> read_channels(const void* parameter, const Block<T>& block) {

@@ -212,14 +212,12 @@ class Backward {
             gather_maps<T, IO>(B_, plan_, blocks[0], place.start(), positions, memory.B);
             gather_maps<T, IO>(C_, plan_, blocks[0], place.start(), positions, memory.C);
             const bool resets = gather_keep<T>(reset_, blocks[0], place.start(), positions, memory.keep);
-            prepare(place, positions, memory.prepared);
             const Maps<T> maps{memory.B, memory.C, memory.keep, plan_.d_state, positions};
             if (plan_.packed) {
-                run_states<true>(place, resets, maps, partial, memory);
+                run_chunk<true>(place, resets, maps, partial, memory);
             } else {
-                run_states<false>(place, resets, maps, partial, memory);
+                run_chunk<false>(place, resets, maps, partial, memory);
             }
-            finish(place, positions, memory.prepared, partial);
         }
         if (scan_.state_grad == nullptr) return;
         for (int k = 0; k < n_blocks; ++k) {
@@ -227,7 +225,30 @@ class Backward {
         }
     }
 
+    template <bool Packed>
+    void run_chunk(const Place& place, bool resets, const Maps<T>& maps, const Partial& partial,
+                   const Memory& memory) const {
+        if (gate_.missing()) {
+            run_gated_chunk<Packed, false>(place, resets, maps, partial, memory);
+        } else {
+            run_gated_chunk<Packed, true>(place, resets, maps, partial, memory);
+        }
+    }
+
+    template <bool Packed, bool Gate>
+    void run_gated_chunk(const Place& place, bool resets, const Maps<T>& maps, const Partial& partial,
+                         const Memory& memory) const {
+        prepare<Packed, Gate>(place, maps.positions, memory.prepared);
+        if (resets) {
+            run_tiles<kTile, Packed, true, Gate>(place, 0, maps, partial, memory);
+        } else {
+            run_tiles<kTile, Packed, false, Gate>(place, 0, maps, partial, memory);
+        }
+        finish<Packed, Gate>(place, maps.positions, memory.prepared, partial);
+    }
+
     // Row by row, see selective_scan_forward.cpp.
+    template <bool Packed, bool Gate>
     void prepare(const Place& place, int positions, const Prepared<T>& to) const {
         Vector<T> bias[kMostBlocks<T>], D[kMostBlocks<T>];
         for (int k = 0; k < place.n_blocks; ++k) {
@@ -235,44 +256,29 @@ class Backward {
             D[k] = read_channels<T>(scan_.D, place.blocks[k]);
         }
         for (int l = 0; l < positions; ++l) {
+            const auto line = [&](const Rows<const IO>& rows) {
+                return Line<T, const IO, Packed>(rows, place.blocks, place.start() + l);
+            };
+            const auto deltas = line(delta_), us = line(u_), y_grads = line(y_grad_), gates = line(gate_);
             for (int k = 0; k < place.n_blocks; ++k) {
-                prepare_one(place, k, l, bias[k], D[k], to.block(k));
+                const Prepared<T> block = to.block(k);
+                const Vector<T> raw = deltas.read(k) + bias[k], u = us.read(k), grad = y_grads.read(k);
+                Softplus<T> step{raw, splat<T>(T(1))};
+                if (scan_.delta_softplus) step = softplus_with_slope<T>(raw);
+                store<T>(block.at(l, kDelta), step.value);
+                store<T>(block.at(l, kSigmoid), step.slope);
+                store<T>(block.at(l, kU), u);
+                store<T>(block.at(l, kInputGrad), splat<T>(T(0)));
+                store<T>(block.at(l, kDecayGrad), splat<T>(T(0)));
+                if (!Gate) {
+                    store<T>(block.at(l, kYGrad), grad);
+                    continue;
+                }
+                const Vector<T> gate = gates.read(k), s = sigmoid<T>(gate), gated = gate * s;
+                store<T>(block.at(l, kYGrad), grad * gated);
+                store<T>(block.at(l, kGateFactor), grad * (gated * (T(1) - s) + s));
+                store<T>(block.at(l, kY), D[k] * u);
             }
-        }
-    }
-
-    void prepare_one(const Place& place, int k, int l, Vector<T> bias, Vector<T> D, const Prepared<T>& to) const {
-        const Block<T>& block = place.blocks[k];
-        const Index position = place.start() + l;
-        const Vector<T> raw = read_row<T>(delta_, block, position) + bias;
-        const Vector<T> u = read_row<T>(u_, block, position), grad = read_row<T>(y_grad_, block, position);
-        const Softplus<T> step = scan_.delta_softplus ? softplus_with_slope<T>(raw) : Softplus<T>{raw, splat<T>(T(1))};
-        store<T>(to.at(l, kDelta), step.value);
-        store<T>(to.at(l, kSigmoid), step.slope);
-        store<T>(to.at(l, kU), u);
-        store<T>(to.at(l, kInputGrad), splat<T>(T(0)));
-        store<T>(to.at(l, kDecayGrad), splat<T>(T(0)));
-        if (gate_.missing()) {
-            store<T>(to.at(l, kYGrad), grad);
-            return;
-        }
-        const Vector<T> gate = read_row<T>(gate_, block, position), s = sigmoid<T>(gate), gated = gate * s;
-        store<T>(to.at(l, kYGrad), grad * gated);
-        store<T>(to.at(l, kGateFactor), grad * (gated * (T(1) - s) + s));
-        store<T>(to.at(l, kY), D * u);
-    }
-
-    template <bool Packed>
-    void run_states(const Place& place, bool resets, const Maps<T>& maps, const Partial& partial,
-                    const Memory& memory) const {
-        if (resets && gate_.missing()) {
-            run_tiles<kTile, Packed, true, false>(place, 0, maps, partial, memory);
-        } else if (resets) {
-            run_tiles<kTile, Packed, true, true>(place, 0, maps, partial, memory);
-        } else if (gate_.missing()) {
-            run_tiles<kTile, Packed, false, false>(place, 0, maps, partial, memory);
-        } else {
-            run_tiles<kTile, Packed, false, true>(place, 0, maps, partial, memory);
         }
     }
 
@@ -371,7 +377,8 @@ class Backward {
         partial.C[at] = C;
     }
 
-    void finish(const Place& place, int positions, const Prepared<T>& from, const Partial& partial) const {
+    template <bool Packed, bool Gate>
+    void finish(const Place& place, int positions, const Prepared<T>& prepared, const Partial& partial) const {
         Vector<T> D[kMostBlocks<T>], dD[kMostBlocks<T>], dbias[kMostBlocks<T>];
         for (int k = 0; k < place.n_blocks; ++k) {
             D[k] = read_channels<T>(scan_.D, place.blocks[k]);
@@ -379,28 +386,25 @@ class Backward {
             dbias[k] = load(partial.bias + k * W);
         }
         for (int l = 0; l < positions; ++l) {
+            const auto line = [&](const Rows<IO>& rows) {
+                return Line<T, IO, Packed>(rows, place.blocks, place.start() + l);
+            };
+            const auto u_line = line(u_grad_), delta_line = line(delta_grad_), gate_line = line(gate_grad_);
             for (int k = 0; k < place.n_blocks; ++k) {
-                finish_one(place, k, l, from.block(k), D[k], dD[k], dbias[k]);
+                const auto value = [&](Value which) { return load(prepared.block(k).at(l, which)); };
+                const Vector<T> u = value(kU), g = value(kYGrad), input_grad = value(kInputGrad);
+                u_line.write(k, input_grad * value(kDelta) + g * D[k]);
+                const Vector<T> delta_grad = (input_grad * u + value(kDecayGrad) * T(kLn2)) * value(kSigmoid);
+                delta_line.write(k, delta_grad);
+                if (Gate) gate_line.write(k, value(kGateFactor) * value(kY));
+                dD[k] = g * u + dD[k];
+                dbias[k] = dbias[k] + delta_grad;
             }
         }
         for (int k = 0; k < place.n_blocks; ++k) {
             store<T>(partial.D + k * W, dD[k]);
             store<T>(partial.bias + k * W, dbias[k]);
         }
-    }
-
-    void finish_one(const Place& place, int k, int l, const Prepared<T>& from, Vector<T> D, Vector<T>& dD,
-                    Vector<T>& dbias) const {
-        const Block<T>& block = place.blocks[k];
-        const Index position = place.start() + l;
-        const auto value = [&](Value which) { return load(from.at(l, which)); };
-        const Vector<T> u = value(kU), g = value(kYGrad), input_grad = value(kInputGrad);
-        write_row<T>(u_grad_, block, position, input_grad * value(kDelta) + g * D);
-        const Vector<T> delta_grad = (input_grad * u + value(kDecayGrad) * T(kLn2)) * value(kSigmoid);
-        write_row<T>(delta_grad_, block, position, delta_grad);
-        if (!gate_.missing()) write_row<T>(gate_grad_, block, position, value(kGateFactor) * value(kY));
-        dD = g * u + dD;
-        dbias = dbias + delta_grad;
     }
 
     SpherescanStatus reduce(const Partial& partial) const {

@@ -140,19 +140,28 @@ class Forward {
             gather_maps<T, IO>(C_, plan_, blocks[0], start, positions, memory.C);
             const bool resets = gather_keep<T>(reset_, blocks[0], start, positions, memory.keep);
             const Maps<T> maps{memory.B, memory.C, memory.keep, plan_.d_state, positions};
-            prepare(blocks, n_blocks, start, positions, memory.prepared);
-            for (int k = 0; k < n_blocks; ++k) {
-                const Prepared<T> mine = memory.prepared.at(k * kChunk * W);
-                (plan_.packed ? run_states<T, true> : run_states<T, false>)(memory.decay + k * states,
-                                                                            memory.h + k * states, maps, resets,
-                                                                            mine.delta, mine.delta_u, mine.y,
-                                                                            next_chunk(blocks[k], chunk, memory));
+            if (plan_.packed) {
+                run_chunk<true>(blocks, n_blocks, chunk, resets, maps, memory);
+            } else {
+                run_chunk<false>(blocks, n_blocks, chunk, resets, maps, memory);
             }
-            finish(blocks, n_blocks, start, positions, memory.prepared);
         }
         for (int k = 0; k < n_blocks; ++k) {
             scatter_states<T>(memory.h + k * states, plan_, blocks[k], static_cast<T*>(scan_.final_state));
         }
+    }
+
+    template <bool Packed>
+    void run_chunk(const Block<T>* blocks, int n_blocks, Index chunk, bool resets, const Maps<T>& maps,
+                   const Memory& memory) const {
+        const Index start = chunk * kChunk, states = plan_.d_state * W;
+        prepare<Packed>(blocks, n_blocks, start, maps.positions, memory.prepared);
+        for (int k = 0; k < n_blocks; ++k) {
+            const Prepared<T> mine = memory.prepared.at(k * kChunk * W);
+            run_states<T, Packed>(memory.decay + k * states, memory.h + k * states, maps, resets, mine.delta,
+                                  mine.delta_u, mine.y, next_chunk(blocks[k], chunk, memory));
+        }
+        finish<Packed>(blocks, n_blocks, start, maps.positions, memory.prepared);
     }
 
     Ahead<4> next_chunk(const Block<T>& block, Index chunk, const Memory& memory) const {
@@ -167,6 +176,7 @@ class Forward {
     }
 
     // Row by row, as the tensors lie in memory: a row is one run, the next row is pages away.
+    template <bool Packed>
     void prepare(const Block<T>* blocks, int n_blocks, Index start, int positions, const Prepared<T>& to) const {
         Vector<T> bias[kMostBlocks<T>], D[kMostBlocks<T>];
         for (int k = 0; k < n_blocks; ++k) {
@@ -174,25 +184,28 @@ class Forward {
             D[k] = read_channels<T>(scan_.D, blocks[k]);
         }
         for (int l = 0; l < positions; ++l) {
+            const Line<T, const IO, Packed> deltas(delta_, blocks, start + l), us(u_, blocks, start + l),
+                gates(gate_, blocks, start + l);
             for (int k = 0; k < n_blocks; ++k) {
                 const Index at = (k * kChunk + l) * W;
-                const Vector<T> raw = read_row<T>(delta_, blocks[k], start + l) + bias[k];
+                const Vector<T> raw = deltas.read(k) + bias[k], u = us.read(k);
                 const Vector<T> delta = scan_.delta_softplus ? softplus<T>(raw) : raw;
-                const Vector<T> u = read_row<T>(u_, blocks[k], start + l);
                 store<T>(to.delta + at, delta);
                 store<T>(to.delta_u + at, delta * u);
                 store<T>(to.y + at, D[k] * u);
-                if (!gate_.missing()) store<T>(to.gate + at, silu<T>(read_row<T>(gate_, blocks[k], start + l)));
+                if (!gate_.missing()) store<T>(to.gate + at, silu<T>(gates.read(k)));
             }
         }
     }
 
+    template <bool Packed>
     void finish(const Block<T>* blocks, int n_blocks, Index start, int positions, const Prepared<T>& from) const {
         for (int l = 0; l < positions; ++l) {
+            const Line<T, IO, Packed> ys(y_, blocks, start + l);
             for (int k = 0; k < n_blocks; ++k) {
                 const Index at = (k * kChunk + l) * W;
                 const Vector<T> y = load(from.y + at);
-                write_row<T>(y_, blocks[k], start + l, gate_.missing() ? y : y * load(from.gate + at));
+                ys.write(k, gate_.missing() ? y : y * load(from.gate + at));
             }
         }
     }

@@ -1,0 +1,62 @@
+"""What the estimators have in common: tags, what a notebook shows, and files."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags, estimator_html_repr
+from torch import Tensor
+
+from spherescan.errors import CheckpointError
+from spherescan.estimators.description import Described
+from spherescan.estimators.pages import short_form
+from spherescan.estimators.saved import Saved
+from spherescan.paths import user_path
+from spherescan.runs import write_checkpoint
+
+FEATURES = "features."  # begins the names of their tensors in a file
+
+
+class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """An estimator of series; `_fitted` is what fitting found."""
+
+    def __sklearn_tags__(self) -> Tags:
+        """Say whether values may be missing."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "mask"
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether `fit` has come to its end."""
+        return "_fitted" in self.__dict__
+
+    @abstractmethod
+    def _facts(self) -> dict[str, str]:
+        """Return what fitting found, in words."""
+
+    def _html_repr(self) -> str:
+        """Return what a notebook shows: scikit-learn's diagram, and what fitting found."""
+        shown: str = estimator_html_repr(self)
+        if not self.__sklearn_is_fitted__():
+            return shown
+        more = {"more": f"{type(self).__name__}.report(path) writes a page"}
+        return shown + short_form(self._facts() | more)
+
+    def _write(
+        self, path: str | Path, saved: Saved, tensors: Mapping[str, Tensor], features: Described
+    ) -> None:
+        described = features.state_dict(prefix=FEATURES)
+        state = saved.state(type(self).__name__)
+        write_checkpoint(user_path(path), {**tensors, **described}, state)
+
+    @classmethod
+    @contextmanager
+    def _reading(cls, path: str | Path) -> Iterator[None]:
+        """Say of which file, whatever a value in it breaks."""
+        try:
+            yield
+        except (ValueError, KeyError, RuntimeError, ArithmeticError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path} holds no {cls.__name__}: {reason}") from error
