@@ -41,9 +41,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(prefix="growth-"))
+    with tempfile.TemporaryDirectory() as folder:
+        scores = scores_of(options.seeds, folder=Path(folder))
+    for case, values in scores.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{case}: {100 * statistics.mean(values):.2f} +- {100 * spread:.2f}")
+
+
+def scores_of(seeds: int, *, folder: Path) -> dict[str, list[float]]:
+    """Train every case with every seed."""
     scores: dict[str, list[float]] = {case: [] for case in CASES}
-    for seed in range(options.seeds):
+    for seed in range(seeds):
         for case, settings in CASES.items():
             trainer = trainer_for(
                 "MNIST-1D",
@@ -61,9 +69,7 @@ def main() -> None:
             norms = [f"{gradient_norm(layer.parameters()):.1e}" for layer in trainer.model.layers]
             scores[case].append(score)
             print(f"{case}, seed {seed}: {score:.4f}, gradient norms {' '.join(norms)}", flush=True)
-    for case, values in scores.items():
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{case}: {100 * statistics.mean(values):.2f} +- {100 * spread:.2f}")
+    return scores
 
 
 if __name__ == "__main__":

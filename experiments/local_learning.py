@@ -340,19 +340,27 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="compare learning rates and stop")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(prefix="local-learning-"))
-    if options.choose:
-        for name in options.sets:
-            choose(name, folder=folder)
-        return
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     records = [json.loads(line) for line in lines]
+    with tempfile.TemporaryDirectory() as folder:
+        if options.choose:
+            for name in options.sets:
+                choose(name, folder=Path(folder))
+            return
+        if not options.table:
+            complete(records, options, folder=Path(folder))
+    print(f"torch {torch.__version__}, 1 thread")
+    table(records)
+
+
+def complete(records: list[dict[str, Any]], options: argparse.Namespace, *, folder: Path) -> None:
+    """Run what is missing, and write each run down when it has ended."""
     done = {(r["set"], r["depth"], r["mode"], r["seed"]) for r in records}
     costs: dict[tuple[str, int, str], tuple[float, float]] = {
         (r["set"], r["depth"], r["mode"]): (r["step_seconds"], r["megabytes"]) for r in records
     }
     cases = itertools.product(range(options.seeds), options.sets, options.depths, options.modes)
-    for seed, name, depth, mode in () if options.table else cases:
+    for seed, name, depth, mode in cases:
         if (name, depth, mode, seed) in done or not fits(mode, depth):
             continue
         if (name, depth, mode) not in costs:
@@ -377,8 +385,6 @@ def main() -> None:
             f"{name} {depth} {mode} seed {seed}: {steps} steps, last {result['last']:.4f}",
             flush=True,
         )
-    print(f"torch {torch.__version__}, 1 thread")
-    table(records)
 
 
 if __name__ == "__main__":

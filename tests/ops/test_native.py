@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from spherescan.errors import ConfigError
@@ -255,16 +256,26 @@ def test_the_operators_are_registered_as_torch_wants_them(generator):
     leaves = [v.requires_grad_() for v in scan.values()]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        scan_operator, (*leaves, None, True, native.simd(), True), test_utils=tests
+        scan_operator.registered, (*leaves, None, True, native.simd(), True), test_utils=tests
     )
     x, weight = scan["u"], torch.randn(6, 4, requires_grad=True)
     torch.library.opcheck(
-        conv_operator, (x, weight, None, None, None, True, native.simd()), test_utils=tests
+        conv_operator.registered,
+        (x, weight, None, None, None, True, native.simd()),
+        test_utils=tests,
     )
     torch.library.opcheck(
-        norm_operator, (x, scan["gate"], scan["D"], 1e-5, torch.float32, native.simd()),
+        norm_operator.registered, (x, scan["gate"], scan["D"], 1e-5, torch.float32, native.simd()),
         test_utils=tests,
     )  # fmt: skip
+
+
+def test_tensors_without_values_have_shapes_and_gradients():
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, requires_grad=True)
+        normed, total = add_rms_norm(x, x, torch.ones(4))
+        (normed.sum() + total.sum()).backward()
+    assert normed.shape == total.shape == x.grad.shape == x.shape
 
 
 def test_a_gradient_of_a_gradient_is_refused(generator):
