@@ -154,7 +154,7 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
         with pytest.raises(ValueError, match="not a state"):
             other.load_state_dict({**state, name: value})
     another = SequenceClassifier(**QUICK | {"random_state": 1}, causal=True).fit(*waves()).stream()
-    with pytest.raises(ValueError, match="of another classifier"):
+    with pytest.raises(ValueError, match="of another estimator"):
         another.load_state_dict(state)
     assert other.n_steps == 30
     stream.reset()
@@ -201,7 +201,7 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, request, name):
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     made = SequenceClassifier(n_features=84).fit(*waves()).set_params(causal=True)
-    with pytest.raises(ValueError, match="of another classifier"):
+    with pytest.raises(ValueError, match="of another estimator"):
         made.save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -230,7 +230,7 @@ def test_a_forged_file_is_refused(tmp_path, causal):
     refused("must be at least 1", state=with_plan(description=nothing))
     refused("at least 2", state=good.state | {"n_networks": 1})
     refused("above 0", state=good.state | {"time_budget": -1.0})
-    refused("of another classifier", state=good.state | {"causal": False})
+    refused("of another estimator", state=good.state | {"causal": False})
     wide = {**plan["description"], "n_channels": 5}
     refused("size mismatch", state=with_plan(description=wide))
     per_token = {**plan["description"], "pooling": []}

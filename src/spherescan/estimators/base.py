@@ -10,7 +10,7 @@ from sklearn.utils import Tags, estimator_html_repr
 from torch import Tensor
 
 from spherescan.errors import CheckpointError
-from spherescan.estimators.description import Described
+from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.pages import short_form
 from spherescan.estimators.saved import Saved
 from spherescan.paths import user_path
@@ -45,7 +45,11 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return shown + short_form(self._facts() | more)
 
     def _write(
-        self, path: str | Path, saved: Saved, tensors: Mapping[str, Tensor], features: Described
+        self,
+        path: str | Path,
+        saved: Saved,
+        tensors: Mapping[str, Tensor],
+        features: SeriesFeatures,
     ) -> None:
         described = features.state_dict(prefix=FEATURES)
         state = saved.state(type(self).__name__)

@@ -3,7 +3,7 @@
 Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -33,7 +33,6 @@ from spherescan.estimators.fitted_classifier import (
     scale_of,
     seen_from_below,
 )
-from spherescan.estimators.networks import NetworkPlan, Networks
 from spherescan.estimators.pages import Clock, page_of_classifier
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
@@ -47,7 +46,7 @@ from spherescan.estimators.sequences import (
     seeded,
 )
 from spherescan.estimators.settings import expect_whole, network_settings, vocabulary_of
-from spherescan.estimators.stream import ClassifierStream, StreamAnswer
+from spherescan.estimators.stream import ClassAnswer, SeriesStream
 from spherescan.features import class_column, ridge
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
@@ -355,7 +354,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
         return prediction_sets(found, threshold, never_empty=never_empty).numpy()
 
-    def stream(self) -> ClassifierStream:
+    def stream(self) -> SeriesStream[ClassAnswer]:
         """Return a stream that answers for a series while it comes in.
 
         Raises:
@@ -363,22 +362,16 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         """
         check_is_fitted(self)
         fitted = self._fitted
-        networks = fitted.features.networks
-        if fitted.features.fixed is not None or networks is None:
-            raise ValueError(
-                "this classifier looks at whole series: quantiles of convolutions, and models that "
-                "read from the end too; fit one with causal=True"
-            )
 
-        def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> StreamAnswer:
+        def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> ClassAnswer:
             cosines = fitted.cosines(fitted.features.of_unit_vectors(z).double())
             shares = probabilities(cosines, fitted.scale)[0].numpy()
             best = int(cosines[0].argmax())
-            return StreamAnswer(
+            return ClassAnswer(
                 n_steps, self.classes_[best], float(shares[best]), shares, cosines[0].numpy()
             )
 
-        return ClassifierStream(networks, answer)
+        return SeriesStream(fitted.features, answer)
 
     def report(
         self, path: str | Path, X: Any = None, y: Any = None, *, unknown: Any = None
@@ -470,12 +463,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         """
         check_is_fitted(self)
         self._expect_settings()
-        expect_whole("n_features", self.n_features)
         fitted = self._fitted
-        fitted.features.expect_causal(causal=bool(self.causal))
         saved = SavedClassifier(
-            **SavedClassifier.common(self, fitted.features),
-            **self._saved_networks(),
+            **SavedClassifier.common(self, fitted.features, len(fitted.target)),
             reserve_classes=int(self.reserve_classes),
             label_type=label_type(self.classes_),
             labels=tuple(self.classes_.tolist()),
@@ -485,14 +475,6 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
             tensors["described"] = fitted.described
         self._write(path, saved, tensors, fitted.features)
-
-    def _saved_networks(self) -> dict[str, Any]:
-        settings = network_settings(self, len(self._fitted.target))
-        asked = self.n_networks if isinstance(self.n_networks, str) else settings.n_networks
-        networks = self._fitted.features.networks
-        plan = None if networks is None else networks.plan.to_json()
-        verbose = self.verbose if isinstance(self.verbose, bool) else int(self.verbose)
-        return {**asdict(settings), "n_networks": asked, "plan": plan, "verbose": verbose}
 
     @classmethod
     def load(cls, path: str | Path) -> "SequenceClassifier":
@@ -505,30 +487,13 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         with cls._reading(path):
             saved = saved_of(SavedClassifier, checkpoint.state, cls.__name__)
             tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in TENSORS}
-            stored = checkpoint.below(FEATURES)
-            plan = None if saved.plan is None else NetworkPlan.from_json(saved.plan)
-            features = SeriesFeatures.of_state(stored, saved.length, saved.vocab_size, plan)
+            features = saved.features(checkpoint.below(FEATURES))
             tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
             expect_sound(tensors, features.n_features, len(labels), saved.scale)
             fitted = FittedClassifier(features, **tensors, scale=saved.scale)
-            made = cls(
-                n_features=saved.n_features,
-                n_networks=saved.n_networks,
-                causal=saved.causal,
-                selective=saved.selective,
-                max_steps=saved.max_steps,
-                time_budget=saved.time_budget,
-                early_stopping=saved.early_stopping,
-                verbose=saved.verbose,
-                reserve_classes=saved.reserve_classes,
-                vocab_size=saved.vocab_size,
-                missing=saved.missing,
-                random_state=saved.random_state,
-            )
-            saved.restore(made, features)
-            network_settings(made, len(fitted.target))
-            features.expect_causal(causal=saved.causal)
+            made = cls(**saved.parameters(), reserve_classes=saved.reserve_classes)
+            saved.restore(made, features, len(fitted.target))
         made.classes_ = labels
         return made._keep(fitted)
 
@@ -566,25 +531,19 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         """Return fitted features, what they are of the training series, and where classes go."""
         settings = network_settings(self, len(target))
         generator = seeded(self)
-        if not settings.causal:
-            fixed, rows = fitted_features(self, batch, generator=generator)
+        fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
         points = separated_prototypes(n_classes, n_classes - 1, generator=generator).points
-        if not settings.n_networks:
-            return SeriesFeatures(fixed, None), rows, points
-        networks, left_out = Networks.fitted(
+        described_by = SeriesFeatures.fitted(
+            fixed,
             *batch,
             target,
             seen_from_below(points),
+            points[target],
             settings,
             vocab_size=None if self.vocab_size is None else vocabulary_of(self),
             generator=generator,
         )
-        if settings.causal:
-            return *SeriesFeatures.of_networks(networks, left_out), points
-        joined = SeriesFeatures.joined(
-            fixed, rows, networks, left_out, points[target], generator=generator
-        )
-        return *joined, points
+        return *described_by, points
 
     def _described(self) -> Float[Tensor, "n f"]:
         """Return the features of the training series.

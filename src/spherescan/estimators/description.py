@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from spherescan.estimators.networks import NetworkPlan, Networks
+from spherescan.estimators.networks import NetworkPlan, Networks, NetworkSettings
 from spherescan.features import FixedFeatures, NGrams, ridge
 
 # How much more than each group of fixed features what networks say may weigh.
@@ -48,6 +48,47 @@ class SeriesFeatures(nn.Module):
         self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
         self.mean: Tensor
         self.scale: Tensor
+
+    @classmethod
+    def fitted(
+        cls,
+        fixed: tuple[FixedFeatures | NGrams, Float[Tensor, "n f"]] | None,
+        x: Float[Tensor, "n l c"] | Int[Tensor, "n l"],
+        mask: Bool[Tensor, "n l"],
+        target: Int[Tensor, " n"],
+        prototypes: Float[Tensor, "k d"],
+        points: Float[Tensor, "n e"],
+        settings: NetworkSettings,
+        *,
+        vocab_size: int | None,
+        generator: Generator,
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
+        """Fit networks where they are asked for.
+
+        Args:
+            fixed: Fixed features, and what they say of the training series; none where networks
+                alone describe.
+            x: The series, or sequences of tokens.
+            mask: True on real positions, which come first, at least one in each series.
+            target: Classes that networks learn.
+            prototypes: Of these.
+            points: Where the training series should be.
+            settings: How many networks, and how they are trained.
+            vocab_size: Of sequences of tokens.
+            generator: Source of networks.
+
+        Returns:
+            The features, and what they are of the training series.
+        """
+        if not settings.n_networks:
+            assert fixed is not None
+            return cls(fixed[0], None), fixed[1]
+        networks, left_out = Networks.fitted(
+            x, mask, target, prototypes, settings, vocab_size=vocab_size, generator=generator
+        )
+        if fixed is None:
+            return cls.of_networks(networks, left_out)
+        return cls.joined(*fixed, networks, left_out, points, generator=generator)
 
     @classmethod
     def joined(
@@ -146,14 +187,14 @@ class SeriesFeatures(nn.Module):
         return made
 
     def expect_causal(self, *, causal: bool) -> None:
-        """Check that the features are those of a causal classifier, or of another one.
+        """Check that the features are those of a causal estimator, or of another one.
 
         Raises:
             ValueError: They are not.
         """
         reads_on = self.networks is not None and not self.networks.description.bidirectional
         if (self.fixed is None) != causal or (self.networks is not None and reads_on != causal):
-            raise ValueError(f"causal is {causal}, and the features are of another classifier")
+            raise ValueError(f"causal is {causal}, and the features are of another estimator")
 
     @property
     def n_features(self) -> int:
@@ -212,9 +253,6 @@ def fixed_of_state(
     if vocab_size is None:
         return FixedFeatures.of_state(state, length)
     return NGrams.of_state(state, vocab_size)
-
-
-Described = SeriesFeatures | FixedFeatures | NGrams
 
 
 def _unit_scale(left_out: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:

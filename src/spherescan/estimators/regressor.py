@@ -11,16 +11,17 @@ from typing import Any, no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from spherescan.calibration import fit_half_width, intervals
 from spherescan.estimators.base import FEATURES, SeriesEstimator
-from spherescan.estimators.description import fixed_of_state
+from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.fitted_classifier import seen_from_below
 from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor
 from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
@@ -30,15 +31,19 @@ from spherescan.estimators.sequences import (
     padded,
     seeded,
 )
-from spherescan.estimators.settings import expect_whole
-from spherescan.features import FixedFeatures, NGrams, cosine_of_height, sphere_ridge
+from spherescan.estimators.settings import network_settings, vocabulary_of
+from spherescan.estimators.stream import NumberAnswer, SeriesStream
+from spherescan.features import cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
+from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.report import NumberAnswers, page_path, write_page
 from spherescan.runs import read_checkpoint
 
 _TENSORS = ("weight", "bias", "left_out", "target")
 _SMALLEST_MARGIN, _LARGEST_MARGIN = 0.01, 1000.0
+# Networks learn in which of so many equal parts of the sorted values a series lies.
+_MOST_BINS, _FEWEST_IN_BIN = 10, 10
 _RESOLUTION = 1e-12  # of values, below which their range is rounding
 
 
@@ -46,7 +51,7 @@ _RESOLUTION = 1e-12  # of values, below which their range is rounding
 class _Fitted:
     """What fitting found; values of the n training series and what they get left out."""
 
-    features: FixedFeatures | NGrams
+    features: SeriesFeatures
     weight: Float[Tensor, " f"]
     bias: Float[Tensor, ""]
     left_out: Float[Tensor, " n"]
@@ -56,7 +61,7 @@ class _Fitted:
 
 
 class SequenceRegressor(RegressorMixin, SeriesEstimator):
-    """Predict numbers from series by fixed convolutions and a closed-form map onto a half circle.
+    """Predict numbers from series by features of them and a closed-form map onto a half circle.
 
     Values are cosines with a pole: the ends of a range, wider than that of the training values by
     a margin on both sides, are the pole and its opposite, and every prediction is within it.
@@ -66,11 +71,20 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
     Args:
         n_features: About how many convolution features of the series, at least 84, and as many of
             its differences; Hydra's come on top.
+        n_networks: How many state-space models describe the series too, as of `SequenceClassifier`;
+            they learn in which tenth of the training values each value lies.
+        causal: Whether models read one way and describe the series without fixed features, so that
+            `stream` can answer while a series comes in.
+        selective: Whether the scan of the models depends on their input.
+        max_steps: Most training steps of each model; by the number of series when None.
+        time_budget: Seconds for training all models; see `SequenceClassifier`.
+        early_stopping: Whether a tenth of the series of each model ends its training.
         margin: How far beyond the training values predictions may go on each side, in widths of
             their range, from 0.01 to 1000.
+        verbose: Whether to write the progress of the models to the standard error.
         vocab_size: How many tokens there are, whole numbers from 0, when X is sequences of them; of
-            texts the tokens are bytes: 256. Features are then `NGrams`: runs of one to four tokens,
-            those that occur in the most sequences, at most `n_features` of each length.
+            texts the tokens are bytes: 256. Fixed features are then `NGrams`: runs of one to four
+            tokens, those that occur in the most sequences, at most `n_features` of each length.
         missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
             them by straight lines between the values that there are. A channel that is missing
             altogether gets its mean over the training series.
@@ -98,7 +112,14 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
     """
 
     n_features: int
+    n_networks: int | str
+    causal: bool
+    selective: bool
+    max_steps: int | None
+    time_budget: float | None
+    early_stopping: bool
     margin: float
+    verbose: bool | int
     vocab_size: int | None
     missing: str
     random_state: int | np.random.RandomState | None
@@ -109,13 +130,27 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         self,
         *,
         n_features: int = 5040,
+        n_networks: int | str = "auto",
+        causal: bool = False,
+        selective: bool = True,
+        max_steps: int | None = None,
+        time_budget: float | None = None,
+        early_stopping: bool = False,
         margin: float = 0.5,
+        verbose: bool | int = False,
         vocab_size: int | None = None,
         missing: str = "refuse",
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_features = n_features
+        self.n_networks = n_networks
+        self.causal = causal
+        self.selective = selective
+        self.max_steps = max_steps
+        self.time_budget = time_budget
+        self.early_stopping = early_stopping
         self.margin = margin
+        self.verbose = verbose
         self.vocab_size = vocab_size
         self.missing = missing
         self.random_state = random_state
@@ -141,8 +176,22 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         if len(target) < 2:
             raise ValueError("got 1 sample; a regressor needs at least two")
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
-        features, of_series = fitted_features(self, batch, generator=seeded(self))
-        fitted = sphere_ridge(of_series.double(), to_cosine(target, lower=lower, upper=upper))
+        settings = network_settings(self, len(target))
+        generator = seeded(self)
+        fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
+        goal = to_cosine(target, lower=lower, upper=upper)
+        bins, prototypes = _bins_of(target, generator=generator)
+        features, rows = SeriesFeatures.fitted(
+            fixed,
+            *batch,
+            bins,
+            prototypes,
+            goal[:, None],
+            settings,
+            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
+            generator=generator,
+        )
+        fitted = sphere_ridge(rows.double(), goal)
         left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
         return self._keep(
             _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
@@ -181,6 +230,21 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
         z = self._heights(X)[:, None]
         return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1).numpy()
+
+    def stream(self) -> SeriesStream[NumberAnswer]:
+        """Return a stream that answers for a series while it comes in.
+
+        Raises:
+            ValueError: A regressor that needs the whole series.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+
+        def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> NumberAnswer:
+            rows = fitted.features.of_unit_vectors(z).double()
+            return NumberAnswer(n_steps, float(self._values_of(rows @ fitted.weight + fitted.bias)))
+
+        return SeriesStream(fitted.features, answer)
 
     def report(self, path: str | Path, X: Any = None, y: Any = None) -> Path:
         """Write one HTML page: predicted and true values, intervals, the sphere.
@@ -244,10 +308,9 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             ValueError: A setting that `fit` refuses; TypeError: one that is no number.
         """
         check_is_fitted(self)
-        expect_whole("n_features", self.n_features)
         fitted = self._fitted
         saved = SavedRegressor(
-            **SavedRegressor.common(self, fitted.features),
+            **SavedRegressor.common(self, fitted.features, len(fitted.target)),
             margin=_margin_of(self.margin),
             lower=fitted.lower,
             upper=fitted.upper,
@@ -266,18 +329,11 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         with cls._reading(path):
             saved = saved_of(SavedRegressor, checkpoint.state, cls.__name__)
             tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
-            stored = checkpoint.below(FEATURES)
-            features = fixed_of_state(stored, saved.length, saved.vocab_size)
+            features = saved.features(checkpoint.below(FEATURES))
             _expect_sound(tensors, features.n_features, largest=max(-saved.lower, saved.upper))
             fitted = _Fitted(features, **tensors, lower=saved.lower, upper=saved.upper)
-            made = cls(
-                n_features=saved.n_features,
-                margin=_margin_of(saved.margin),
-                vocab_size=saved.vocab_size,
-                missing=saved.missing,
-                random_state=saved.random_state,
-            )
-            saved.restore(made, features)
+            made = cls(**saved.parameters(), margin=_margin_of(saved.margin))
+            saved.restore(made, features, len(fitted.target))
         return made._keep(fitted)
 
     def _keep(self, fitted: _Fitted) -> "SequenceRegressor":
@@ -321,6 +377,16 @@ def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: fl
         of_range = name in {"left_out", "target"}
         if bool((tensor.abs() > (largest if of_range else torch.finfo(torch.float32).max)).any()):
             raise ValueError(f"{name} holds a value that is too large")
+
+
+def _bins_of(
+    target: Float[Tensor, " n"], *, generator: Generator
+) -> tuple[Int[Tensor, " n"], Float[Tensor, "k k"]]:
+    """Return what networks learn: in which part of the sorted values each lies."""
+    n_bins = max(2, min(_MOST_BINS, len(target) // _FEWEST_IN_BIN))
+    edges = torch.quantile(target, torch.arange(1, n_bins, dtype=target.dtype) / n_bins)
+    points = separated_prototypes(n_bins, n_bins - 1, generator=generator).points
+    return torch.bucketize(target, edges, right=True), seen_from_below(points)
 
 
 def _rounded_down(n: int) -> float:

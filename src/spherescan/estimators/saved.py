@@ -9,9 +9,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from torch import Tensor
 
-from spherescan.estimators.description import Described
-from spherescan.estimators.settings import expect_vocabulary_of_fit
+from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.networks import NetworkPlan
+from spherescan.estimators.settings import (
+    expect_vocabulary_of_fit,
+    expect_whole,
+    network_settings,
+)
 from spherescan.features import expect_vocabulary
 from spherescan.strict_json import typed
 
@@ -23,9 +29,17 @@ S = TypeVar("S", bound="Saved")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """Settings of an estimator that has fixed features, as plain values."""
+    """Settings of an estimator, as plain values."""
 
     n_features: int
+    n_networks: int | Literal["auto"]
+    causal: bool
+    selective: bool
+    max_steps: int | None
+    time_budget: float | None
+    early_stopping: bool
+    verbose: bool | int
+    plan: dict[str, Any] | None
     random_state: int | None
     length: int
     n_features_in: int | None
@@ -35,12 +49,17 @@ class Saved:
     vocab_size: int | None = None
 
     @staticmethod
-    def common(estimator: BaseEstimator, features: Described) -> dict[str, Any]:
+    def common(estimator: BaseEstimator, features: SeriesFeatures, n_series: int) -> dict[str, Any]:
         """Return the values of what all of them have.
 
         Raises:
-            ValueError: Settings of another fit.
+            ValueError: Settings of another fit, or one that `fit` refuses.
+            TypeError: A setting of another type.
         """
+        expect_whole("n_features", estimator.n_features)
+        features.expect_causal(causal=bool(estimator.causal))
+        settings = network_settings(estimator, n_series)
+        asked, verbose, networks = estimator.n_networks, estimator.verbose, features.networks
         expect_vocabulary_of_fit(estimator, features.vocab_size)
         means = None
         if estimator.missing == "mask":
@@ -48,6 +67,10 @@ class Saved:
                 raise ValueError('it was fitted with missing="refuse"; fit it again')
             means = tuple(estimator.channel_means_.tolist())
         return {
+            **asdict(settings),
+            "n_networks": asked if isinstance(asked, str) else settings.n_networks,
+            "verbose": verbose if isinstance(verbose, bool) else int(verbose),
+            "plan": None if networks is None else networks.plan.to_json(),
             "n_features": int(estimator.n_features),
             "random_state": seed_of(estimator.random_state),
             "length": features.length,
@@ -58,13 +81,37 @@ class Saved:
             "vocab_size": features.vocab_size,
         }
 
-    def restore(self, estimator: BaseEstimator, features: Described) -> None:
+    def parameters(self) -> dict[str, Any]:
+        """Return the settings of the constructor that all of them have."""
+        return {
+            "n_features": self.n_features,
+            "n_networks": self.n_networks,
+            "causal": self.causal,
+            "selective": self.selective,
+            "max_steps": self.max_steps,
+            "time_budget": self.time_budget,
+            "early_stopping": self.early_stopping,
+            "verbose": self.verbose,
+            "vocab_size": self.vocab_size,
+            "missing": self.missing,
+            "random_state": self.random_state,
+        }
+
+    def features(self, state: Mapping[str, Tensor]) -> SeriesFeatures:
+        """Make features again; what is raised, `SeriesFeatures.of_state` and `NetworkPlan` say."""
+        plan = None if self.plan is None else NetworkPlan.from_json(self.plan)
+        return SeriesFeatures.of_state(state, self.length, self.vocab_size, plan)
+
+    def restore(self, estimator: BaseEstimator, features: SeriesFeatures, n_series: int) -> None:
         """Give a new estimator what fitting to X gave the saved one.
 
         Raises:
-            ValueError: A vocabulary outside its range or with missing tokens, a length below 1,
-                names of another number of columns, or means of another number of channels.
+            ValueError: A setting that `fit` refuses, a vocabulary outside its range or with missing
+                tokens, a length below 1, names of another number of columns, or means of another
+                number of channels.
         """
+        network_settings(estimator, n_series)
+        features.expect_causal(causal=self.causal)
         n, names = self.n_features_in, self.feature_names
         if (n is not None and n < 1) or (names and len(names) != n):
             raise ValueError(f"n_features_in is {n}, with {len(names)} names")
@@ -100,14 +147,6 @@ class SavedClassifier(Saved):
         ValueError: Labels of a type that JSON has no value for, or a number below 0.
     """
 
-    n_networks: int | Literal["auto"]
-    causal: bool
-    selective: bool
-    max_steps: int | None
-    time_budget: float | None
-    early_stopping: bool
-    verbose: bool | int
-    plan: dict[str, Any] | None
     reserve_classes: int
     label_type: str
     labels: tuple[bool | int | float | str, ...]

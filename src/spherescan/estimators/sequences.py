@@ -24,7 +24,7 @@ from sklearn.utils.validation import (
 from torch import Generator, Tensor
 
 from spherescan.allocator import memory_bytes
-from spherescan.estimators.description import Described
+from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.settings import (
     expect_vocabulary_of_fit,
     expect_whole,
@@ -350,7 +350,7 @@ def fitted_features(
     return features, features.fit(*batch, generator=generator)
 
 
-def described(estimator: BaseEstimator, features: Described, X: Any) -> Float[Tensor, "n f"]:
+def described(estimator: BaseEstimator, features: SeriesFeatures, X: Any) -> Float[Tensor, "n f"]:
     """Return the features of new series, in float32.
 
     Raises:

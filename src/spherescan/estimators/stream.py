@@ -1,11 +1,11 @@
-"""Answers of a classifier while a series comes in, in constant memory.
+"""Answers of an estimator while a series comes in, in constant memory.
 
 Letters: c channels, l length, k classes.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.networks import Networks
 from spherescan.estimators.sequences import checked_tokens
 from spherescan.nn import (
@@ -29,8 +30,8 @@ _PIECE = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value
-class StreamAnswer:
-    """What the classifier says of all samples since the series began.
+class ClassAnswer:
+    """What a classifier says of all samples since the series began.
 
     Attributes:
         n_steps: How many samples or tokens that is.
@@ -47,21 +48,45 @@ class StreamAnswer:
     cosines: NDArray[np.float64]
 
 
-class ClassifierStream:
-    """Answer at any time what `SequenceClassifier` would answer for everything pushed so far.
+@dataclass(frozen=True, slots=True)
+class NumberAnswer:
+    """What a regressor says of all samples since the series began.
+
+    Attributes:
+        n_steps: How many samples or tokens that is.
+        value: The prediction.
+    """
+
+    n_steps: int
+    value: float
+
+
+A = TypeVar("A")
+
+
+class SeriesStream(Generic[A]):
+    """Answer at any time what an estimator would answer for everything pushed so far.
 
     Every sample costs the same time, and nothing is kept but a state of fixed size. The answers do
     not depend on how samples are put into chunks, up to rounding.
 
     Args:
-        networks: Networks that read one way.
+        features: Those of the estimator.
         answer: Makes an answer of the number of samples and their mean unit vector.
+
+    Raises:
+        ValueError: Features of whole series.
     """
 
     def __init__(
-        self, networks: Networks, answer: Callable[[int, Float[Tensor, "1 d"]], StreamAnswer]
+        self, features: SeriesFeatures, answer: Callable[[int, Float[Tensor, "1 d"]], A]
     ) -> None:
-        self._networks, self._answer = networks, answer
+        if features.fixed is not None or features.networks is None:
+            raise ValueError(
+                "this estimator looks at whole series: quantiles of convolutions, and models that "
+                "read from the end too; fit one with causal=True"
+            )
+        self._networks, self._answer = features.networks, answer
         self._digest: Tensor | None = None
         self.reset()
 
@@ -78,7 +103,7 @@ class ClassifierStream:
         # Samples of the last stride, which the next ones may complete; tokens come one by one.
         self._open = self._networks.nothing()
 
-    def push(self, samples: ArrayLike) -> StreamAnswer:
+    def push(self, samples: ArrayLike) -> A:
         """Go on with the series, and answer for all of it.
 
         Args:
@@ -107,14 +132,15 @@ class ClassifierStream:
             states = _extended(networks, self._states, done)
             # An unfinished stride counts as far as it goes, for this answer alone.
             seen = _extended(networks, states, rest.mean(0, keepdim=True)) if len(rest) else states
-            found = self._answer(n_steps, _mean_vector(networks, seen))
-        if not np.isfinite(found.cosines).all():
-            raise ValueError("samples so large that the answer is not finite; check their unit")
+            z = _mean_vector(networks, seen)
+            if not bool(z.isfinite().all()):
+                raise ValueError("samples so large that the answer is not finite; check their unit")
+            found = self._answer(n_steps, z)
         self._states, self._open, self._n_steps = states, rest, n_steps
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything that the next answers depend on beside the classifier."""
+        """Return everything that the next answers depend on beside the estimator."""
         if self._digest is None:
             self._digest = digest_of_weights(self._networks)
         state = {
@@ -127,7 +153,7 @@ class ClassifierStream:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state_dict` was taken, of a stream of this classifier.
+        """Go on where `state_dict` was taken, of a stream of this estimator.
 
         Raises:
             ValueError: It is of another one, or of none; the stream is then as it was before.
@@ -135,7 +161,7 @@ class ClassifierStream:
         expected = self.state_dict()
         if expected.keys() != state.keys():
             names = ", ".join(sorted(expected.keys() ^ state.keys())[:3])
-            raise ValueError(f"not a state of a stream of this classifier: it differs in {names}")
+            raise ValueError(f"not a state of a stream of this estimator: it differs in {names}")
         n_steps = state["n_steps"]
         if n_steps.shape != () or n_steps.dtype != torch.int64 or int(n_steps) < 0:
             raise ValueError(f"not a state of a stream: n_steps is {n_steps}")
@@ -145,9 +171,9 @@ class ClassifierStream:
             if name == "open":  # as many rows as there are samples that no stride is full of
                 shape = torch.Size([int(n_steps) % self._networks.stride, *shape[1:]])
             if tensor.shape != shape or tensor.dtype != wanted.dtype or bool(tensor.isnan().any()):
-                raise ValueError(f"not a state of a stream of this classifier: {name}")
+                raise ValueError(f"not a state of a stream of this estimator: {name}")
         if not torch.equal(state["networks"], expected["networks"]):
-            raise ValueError("the state belongs to a stream of another classifier")
+            raise ValueError("the state belongs to a stream of another estimator")
         self._n_steps, self._open = int(n_steps), state["open"].clone()
         self._states = [
             each.with_tensors({name: state[f"{index}/{name}"].clone() for name in each.tensors()})
