@@ -15,13 +15,12 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from spherescan.calibration import fit_half_width, intervals
 from spherescan.estimators.base import FEATURES, SeriesEstimator
 from spherescan.estimators.description import SeriesFeatures
-from spherescan.estimators.fitted_classifier import seen_from_below
 from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor
 from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
@@ -35,7 +34,6 @@ from spherescan.estimators.settings import network_settings, vocabulary_of
 from spherescan.estimators.stream import NumberAnswer, SeriesStream
 from spherescan.features import cosine_of_height, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
-from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
 from spherescan.report import NumberAnswers, page_path, write_page
 from spherescan.runs import read_checkpoint
@@ -180,7 +178,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         generator = seeded(self)
         fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
         goal = to_cosine(target, lower=lower, upper=upper)
-        bins, prototypes = _bins_of(target, generator=generator)
+        bins, prototypes = _bins_of(target)
         features, rows = SeriesFeatures.fitted(
             fixed,
             *batch,
@@ -379,14 +377,17 @@ def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: fl
             raise ValueError(f"{name} holds a value that is too large")
 
 
-def _bins_of(
-    target: Float[Tensor, " n"], *, generator: Generator
-) -> tuple[Int[Tensor, " n"], Float[Tensor, "k k"]]:
-    """Return what networks learn: in which part of the sorted values each lies."""
+def _bins_of(target: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, "k k"]]:
+    """Return what networks learn: in which part of the sorted values each lies.
+
+    The prototypes of the parts lie on a curve, so that neighbours are near each other.
+    """
     n_bins = max(2, min(_MOST_BINS, len(target) // _FEWEST_IN_BIN))
     edges = torch.quantile(target, torch.arange(1, n_bins, dtype=target.dtype) / n_bins)
-    points = separated_prototypes(n_bins, n_bins - 1, generator=generator).points
-    return torch.bucketize(target, edges, right=True), seen_from_below(points)
+    middle = (torch.arange(n_bins, dtype=torch.float64)[:, None] + 0.5) / n_bins
+    wave = torch.arange(1, n_bins + 1)
+    curve = torch.cos(torch.pi * wave * middle) / wave
+    return torch.bucketize(target, edges, right=True), functional.normalize(curve, dim=1)
 
 
 def _rounded_down(n: int) -> float:
