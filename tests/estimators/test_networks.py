@@ -180,6 +180,15 @@ def test_samples_that_are_none_change_nothing(causal, samples, message):
     assert stream.push([0.1, 0.2]).n_steps == 1
 
 
+def test_a_stream_keeps_to_the_fit_that_it_was_made_of():
+    X, y = waves(20)
+    made = SequenceClassifier(**QUICK | {"max_steps": 2}, causal=True).fit(X, y)
+    stream = made.stream()
+    before = stream.push(X[0])
+    made.fit(X, np.array(["a", "b", "c"])[y])
+    assert stream.push([[], []]).label == before.label
+
+
 def test_a_classifier_that_needs_whole_series_has_no_stream(both):
     for fitted in (both, SequenceClassifier(n_features=84).fit(*waves())):
         with pytest.raises(ValueError, match="causal=True"):

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from spherescan.estimators import SequenceRegressor
-from spherescan.estimators.networks import parts_of
 from spherescan.estimators.regressor import _bins_of
 from tests.estimators.forging import Forger
 
@@ -46,18 +45,18 @@ def test_networks_predict_alone_and_beside_fixed_features(both, causal):
 def test_bins_are_even_and_follow_the_values():
     target = torch.tensor([5.0, -1.0, 7.0, 7.0, 0.5, 7.0, 2.0, 3.0] * 5, dtype=torch.float64)
     bins, prototypes = _bins_of(target)
-    assert prototypes.shape == (4, 4)
+    assert prototypes.shape == (4, 3)
     assert torch.allclose(prototypes.norm(dim=1), torch.ones(4, dtype=torch.float64))
+    assert torch.linalg.matrix_rank(prototypes) == 3
     cosines = prototypes @ prototypes.T
     assert (cosines[0].diff() < 0).all()  # the further, the less alike
     order = target.argsort(stable=True)
     assert (bins[order].diff() >= 0).all()
-    assert bins[target == 7].unique().numel() == 1
-    many, _ = _bins_of(torch.arange(1000.0))
-    assert torch.bincount(many).tolist() == [100] * 10
-    same, _ = _bins_of(torch.full((30,), 4.0))
-    assert same.unique().numel() == 1
-    parts_of(same, 2, generator=torch.Generator())
+    assert torch.equal(_bins_of(-target)[0], 3 - bins)
+    assert torch.bincount(_bins_of(torch.arange(1000.0))[0]).tolist() == [100] * 10
+    two, opposite = _bins_of(torch.tensor([0.0] * 6 + [1.0]))
+    assert two.tolist() == [0] * 6 + [1]
+    assert torch.allclose(opposite, torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
 
 
 def test_values_that_are_all_the_same_are_learnt_by_networks_too():
@@ -96,6 +95,15 @@ def test_a_stream_of_tokens_takes_texts_and_tokens():
     assert answer.value == pytest.approx(made.predict(X[:1])[0], abs=1e-5)
 
 
+def test_a_stream_keeps_to_the_fit_that_it_was_made_of():
+    X, y = ramps(20)
+    made = SequenceRegressor(**QUICK | {"max_steps": 2}, causal=True).fit(X, y)
+    stream = made.stream()
+    before = stream.push(X[0])
+    made.fit(X, 100 * y + 700)
+    assert stream.push([]) == before
+
+
 def test_a_regressor_that_needs_whole_series_has_no_stream(both):
     for fitted in (both, SequenceRegressor(n_features=84).fit(*ramps())):
         with pytest.raises(ValueError, match="causal=True"):
@@ -121,6 +129,8 @@ def test_a_forged_file_is_refused(tmp_path, causal):
     refused("needs fixed features or networks", state=good.state | {"plan": None})
     refused("do not fit into", state=good.state | {"plan": {**plan, "n_networks": 10**9}})
     refused("at least 2", state=good.state | {"n_networks": 1})
+    refused("length is 0", state=good.state | {"length": 0})
+    refused("n_features -1", state=good.state | {"n_features": -1})
     refused("of another estimator", state=good.state | {"causal": False})
 
 

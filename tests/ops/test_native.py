@@ -256,16 +256,16 @@ def test_the_operators_are_registered_as_torch_wants_them(generator):
     leaves = [v.requires_grad_() for v in scan.values()]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        scan_operator.registered, (*leaves, None, True, native.simd(), True), test_utils=tests
+        scan_operator, (*leaves, None, True, native.simd(), True), test_utils=tests
     )
     x, weight = scan["u"], torch.randn(6, 4, requires_grad=True)
     torch.library.opcheck(
-        conv_operator.registered,
+        conv_operator,
         (x, weight, None, None, None, True, native.simd()),
         test_utils=tests,
     )
     torch.library.opcheck(
-        norm_operator.registered, (x, scan["gate"], scan["D"], 1e-5, torch.float32, native.simd()),
+        norm_operator, (x, scan["gate"], scan["D"], 1e-5, torch.float32, native.simd()),
         test_utils=tests,
     )  # fmt: skip
 

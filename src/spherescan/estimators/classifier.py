@@ -91,7 +91,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
             them by straight lines between the values that there are. A channel that is missing
             altogether gets its mean over the training series.
-        random_state: Seed of the kernels; see scikit-learn's glossary.
+        random_state: Seed of kernels and models; see scikit-learn's glossary.
 
     Attributes:
         classes_: The labels, sorted, of shape (k,); behind them those that were added.
@@ -361,14 +361,14 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: A classifier that needs the whole series.
         """
         check_is_fitted(self)
-        fitted = self._fitted
+        fitted, classes = self._fitted, self.classes_
 
         def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> ClassAnswer:
             cosines = fitted.cosines(fitted.features.of_unit_vectors(z).double())
             shares = probabilities(cosines, fitted.scale)[0].numpy()
             best = int(cosines[0].argmax())
             return ClassAnswer(
-                n_steps, self.classes_[best], float(shares[best]), shares, cosines[0].numpy()
+                n_steps, classes[best], float(shares[best]), shares, cosines[0].numpy()
             )
 
         return SeriesStream(fitted.features, answer)

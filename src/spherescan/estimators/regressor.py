@@ -57,6 +57,16 @@ class _Fitted:
     lower: float
     upper: float
 
+    def heights(self, described: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
+        """Return how high series lie, before they are seen from the origin."""
+        return described.double() @ self.weight + self.bias
+
+    def values(self, described: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
+        """Return the values of series."""
+        cosines = cosine_of_height(self.heights(described))
+        found = from_cosine(cosines, lower=self.lower, upper=self.upper)
+        return found.clamp(self.lower, self.upper)
+
 
 class SequenceRegressor(RegressorMixin, SeriesEstimator):
     """Predict numbers from series by features of them and a closed-form map onto a half circle.
@@ -70,7 +80,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         n_features: About how many convolution features of the series, at least 84, and as many of
             its differences; Hydra's come on top.
         n_networks: How many state-space models describe the series too, as of `SequenceClassifier`;
-            they learn in which tenth of the training values each value lies.
+            they learn in which tenth of the training values each value lies, or larger part of
+            fewer than 100.
         causal: Whether models read one way and describe the series without fixed features, so that
             `stream` can answer while a series comes in.
         selective: Whether the scan of the models depends on their input.
@@ -86,7 +97,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         missing: What to do with NaN and masked values: "refuse" them, or "mask", which reads over
             them by straight lines between the values that there are. A channel that is missing
             altogether gets its mean over the training series.
-        random_state: Seed of the kernels; see scikit-learn's glossary.
+        random_state: Seed of kernels and models; see scikit-learn's glossary.
 
     Attributes:
         n_channels_: Channels of a series; 1 of tokens.
@@ -165,8 +176,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
 
         Raises:
             ValueError: X or y that scikit-learn would refuse, a single series, values too large or
-                too near each other, too few features, or a margin outside its range.
-            TypeError: A setting that is no number.
+                too near each other, too few features, or a setting outside its range.
+            TypeError: A setting of another type.
         """
         self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
         batch = padded(self, X, reset=True)
@@ -226,7 +237,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
 
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
-        z = self._heights(X)[:, None]
+        check_is_fitted(self)
+        z = self._fitted.heights(described(self, self._fitted.features, X))[:, None]
         return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1).numpy()
 
     def stream(self) -> SeriesStream[NumberAnswer]:
@@ -239,8 +251,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         fitted = self._fitted
 
         def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> NumberAnswer:
-            rows = fitted.features.of_unit_vectors(z).double()
-            return NumberAnswer(n_steps, float(self._values_of(rows @ fitted.weight + fitted.bias)))
+            return NumberAnswer(n_steps, float(fitted.values(fitted.features.of_unit_vectors(z))))
 
         return SeriesStream(fitted.features, answer)
 
@@ -269,9 +280,9 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         predicted, target = fitted.left_out, fitted.target
         caution = " That width was set by these series."
         if X is not None or y is not None:
-            rows = described(self, fitted.features, X).double()
+            rows = described(self, fitted.features, X)
             clock.look("features")
-            predicted = self._values_of(rows @ fitted.weight + fitted.bias)
+            predicted = fitted.values(rows)
             clock.look("values")
             target, source, caution = checked_values(rows, y), f"{len(rows)} series", ""
         cosines = to_cosine(predicted, lower=fitted.lower, upper=fitted.upper)
@@ -341,18 +352,9 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         self._n_features_out = 2
         return self
 
-    def _heights(self, X: Any) -> Float[Tensor, " n"]:
-        check_is_fitted(self)
-        fitted = self._fitted
-        return described(self, fitted.features, X).double() @ fitted.weight + fitted.bias
-
     def _values(self, X: Any) -> Float[Tensor, " n"]:
-        return self._values_of(self._heights(X))
-
-    def _values_of(self, heights: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        cosines = cosine_of_height(heights)
-        lower, upper = self._fitted.lower, self._fitted.upper
-        return from_cosine(cosines, lower=lower, upper=upper).clamp(lower, upper)
+        check_is_fitted(self)
+        return self._fitted.values(described(self, self._fitted.features, X))
 
 
 def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: float) -> None:
@@ -377,17 +379,19 @@ def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: fl
             raise ValueError(f"{name} holds a value that is too large")
 
 
-def _bins_of(target: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, "k k"]]:
+def _bins_of(target: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, "k d"]]:
     """Return what networks learn: in which part of the sorted values each lies.
 
     The prototypes of the parts lie on a curve, so that neighbours are near each other.
     """
     n_bins = max(2, min(_MOST_BINS, len(target) // _FEWEST_IN_BIN))
-    edges = torch.quantile(target, torch.arange(1, n_bins, dtype=target.dtype) / n_bins)
+    _, index, count = torch.unique(target, return_inverse=True, return_counts=True)
+    # Half of equal values count as below, so that many of them get a part of their own.
+    below = (2 * count.cumsum(0) - count)[index]
     middle = (torch.arange(n_bins, dtype=torch.float64)[:, None] + 0.5) / n_bins
-    wave = torch.arange(1, n_bins + 1)
+    wave = torch.arange(1, max(3, n_bins), dtype=torch.float64)
     curve = torch.cos(torch.pi * wave * middle) / wave
-    return torch.bucketize(target, edges, right=True), functional.normalize(curve, dim=1)
+    return below * n_bins // (2 * len(target)), functional.normalize(curve, dim=1)
 
 
 def _rounded_down(n: int) -> float:

@@ -112,6 +112,8 @@ class Saved:
         """
         network_settings(estimator, n_series)
         features.expect_causal(causal=self.causal)
+        if self.length < 1 or self.n_features < 1:
+            raise ValueError(f"length is {self.length} and n_features {self.n_features}")
         n, names = self.n_features_in, self.feature_names
         if (n is not None and n < 1) or (names and len(names) != n):
             raise ValueError(f"n_features_in is {n}, with {len(names)} names")

@@ -153,10 +153,10 @@ class SeriesStream(Generic[A]):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state_dict` was taken, of a stream of this estimator.
+        """Go on where `state_dict` was taken, of a stream with the same networks.
 
         Raises:
-            ValueError: It is of another one, or of none; the stream is then as it was before.
+            ValueError: It is of others, or of none; the stream is then as it was before.
         """
         expected = self.state_dict()
         if expected.keys() != state.keys():

@@ -16,7 +16,7 @@ from torch.nn import functional
 from spherescan.ops import native
 from spherescan.ops.constant import constant_in_graphs
 from spherescan.ops.form import selected_form
-from spherescan.ops.operator import Operator
+from spherescan.ops.operator import operator
 
 # Below so many multiply-adds, calling an operator costs more than it saves.
 SMALLEST = 1 << 23
@@ -145,7 +145,7 @@ def _backward_shapes(
     )
 
 
-_backward_operator = Operator(
+_backward_operator = operator(
     "linear_backward",
     "(Tensor y_grad, Tensor x, Tensor weight, bool of_x, bool of_weight) -> (Tensor, Tensor)",
     _backward,
@@ -163,7 +163,7 @@ def _gradients(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(x if want else None for x, want in zip(found, wanted, strict=True))
 
 
-_operator = Operator(
+_operator = operator(
     "linear",
     "(Tensor x, Tensor weight) -> Tensor",
     product,

@@ -24,7 +24,7 @@ from spherescan.ops.form import form_for, records_gradient
 from spherescan.ops.linear import add_input_gradient, input_gradient, product, weight_gradient
 from spherescan.ops.native_conv import ConvInputs, conv_backward, conv_forward
 from spherescan.ops.native_scan import ScanInputs, scan_backward, scan_forward
-from spherescan.ops.operator import Operator
+from spherescan.ops.operator import operator
 from spherescan.ops.selective_scan import expect, selective_scan
 
 
@@ -303,7 +303,7 @@ def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-_backward_operator = Operator(
+_backward_operator = operator(
     "mamba_inner_backward",
     f"({_READS}, Tensor u, Tensor delta, Tensor selected, Tensor checkpoints, Tensor y_grad, "
     f"Tensor? state_grad) -> ({', '.join(['Tensor'] * _N_GRADIENTS)})",
@@ -328,7 +328,7 @@ def _gradients(ctx: Any, y_grad: Tensor | None, state_grad: Tensor | None, *_: A
     return *gradients, None, None, None
 
 
-_operator = Operator(
+_operator = operator(
     "mamba_inner",
     f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spherescan.ops import native
-from spherescan.ops.operator import Operator
+from spherescan.ops.operator import operator
 
 
 class ConvInputs(NamedTuple):
@@ -148,7 +148,7 @@ def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-_backward_operator = Operator(
+_backward_operator = operator(
     "causal_conv1d_backward",
     f"({_READS}, Tensor y_grad) -> ({', '.join(['Tensor'] * _N_GRADIENTS)})",
     _conv_backward,
@@ -169,7 +169,7 @@ def _gradients(ctx: Any, y_grad: Tensor) -> Any:
 
 
 # The output alone: the final state is a slice of the inputs, which torch can take by itself.
-conv_operator = Operator(
+conv_operator = operator(
     "causal_conv1d",
     f"({_READS}) -> Tensor",
     _conv,
@@ -223,7 +223,7 @@ def _step_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), state.new_empty(state.shape)
 
 
-step_operator = Operator(
+step_operator = operator(
     "causal_conv1d_step",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor state, bool silu, int simd) -> "
     "(Tensor, Tensor)",

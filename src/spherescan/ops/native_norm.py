@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spherescan.ops import native
-from spherescan.ops.operator import Operator
+from spherescan.ops.operator import operator
 
 
 class NormInputs(NamedTuple):
@@ -151,7 +151,7 @@ def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-_backward_operator = Operator(
+_backward_operator = operator(
     "add_rms_norm_backward",
     "(Tensor total, Tensor weight, Tensor scale, Tensor normed_grad, Tensor? total_grad, "
     "ScalarType? update_dtype, int simd) -> (Tensor, Tensor, Tensor)",
@@ -181,7 +181,7 @@ def _gradients(ctx: Any, normed_grad: Tensor | None, total_grad: Tensor | None, 
     return x, None if ctx.update_dtype is None else update, weight_grad, None, None, None
 
 
-norm_operator = Operator(
+norm_operator = operator(
     "add_rms_norm",
     "(Tensor x, Tensor? update, Tensor weight, float epsilon, ScalarType normed_dtype, int simd) "
     "-> (Tensor, Tensor, Tensor)",

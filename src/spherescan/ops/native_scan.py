@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spherescan.ops import native
-from spherescan.ops.operator import Operator
+from spherescan.ops.operator import operator
 
 
 class ScanInputs(NamedTuple):
@@ -240,7 +240,7 @@ def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-_backward_operator = Operator(
+_backward_operator = operator(
     "selective_scan_backward",
     f"({_READS}, Tensor checkpoints, Tensor y_grad, Tensor? final_state_grad) -> "
     f"({', '.join(['Tensor'] * _N_GRADIENTS)})",
@@ -266,7 +266,7 @@ def _gradients(ctx: Any, y_grad: Tensor | None, state_grad: Tensor | None, _: An
 
 
 # y, final state and checkpoints of a scan; the last argument says whether to keep checkpoints.
-scan_operator = Operator(
+scan_operator = operator(
     "selective_scan",
     f"({_READS}, bool keep) -> (Tensor, Tensor, Tensor)",
     _scan,
@@ -335,7 +335,7 @@ def _step_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty((*u.shape, A.shape[1]), dtype=dtype)
 
 
-step_operator = Operator(
+step_operator = operator(
     "selective_scan_step",
     "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? delta_bias, "
     "Tensor? gate, Tensor state, bool delta_softplus, int simd) -> (Tensor, Tensor)",
