@@ -89,6 +89,13 @@ def test_networks_that_say_nothing_are_dropped():
     assert fitted._fitted.features.networks is None
     plain = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
     assert np.array_equal(fitted.decision_function(X), plain.decision_function(X))
+    assert "described by</th><td>fixed features</td>" in fitted._repr_html_()
+
+
+def test_a_notebook_and_a_page_tell_what_describes_the_series(both, causal, tmp_path):
+    for made, words in ((both, "fixed features and 2 networks"), (causal, "2 networks")):
+        assert f"described by</th><td>{words}</td>" in made._repr_html_()
+        assert f">{words}<" in made.report(tmp_path / "page.html").read_text()
 
 
 def test_long_series_are_averaged_to_a_few_hundred_positions():

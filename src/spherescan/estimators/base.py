@@ -41,7 +41,10 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         shown: str = estimator_html_repr(self)
         if not self.__sklearn_is_fitted__():
             return shown
-        more = {"more": f"{type(self).__name__}.report(path) writes a page"}
+        more = {
+            "series are described by": self._fitted.features.in_words,
+            "more": f"{type(self).__name__}.report(path) writes a page",
+        }
         return shown + short_form(self._facts() | more)
 
     def _write(

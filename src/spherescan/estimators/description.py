@@ -214,6 +214,14 @@ class SeriesFeatures(nn.Module):
         """Length that the fixed features were made for; 1 without them."""
         return 1 if self.fixed is None else self.fixed.length
 
+    @property
+    def in_words(self) -> str:
+        """What describes a series; networks that were dropped are not there."""
+        parts = [] if self.fixed is None else ["n-grams" if self.vocab_size else "fixed features"]
+        if self.networks is not None:
+            parts.append(f"{self.networks.plan.n_networks} networks")
+        return " and ".join(parts)
+
     def forward(
         self, x: Float[Tensor, "m l c"] | Int[Tensor, "m l"], mask: Bool[Tensor, "m l"]
     ) -> Float[Tensor, "m f"]:

@@ -195,7 +195,11 @@ def _facts(estimator: BaseEstimator, more: Mapping[str, str]) -> dict[str, dict[
     settings = {name: repr(value) for name, value in estimator.get_params(deep=False).items()}
     return {
         "Settings": settings,
-        "What it learned": {"channels": str(estimator.n_channels_), **more},
+        "What it learned": {
+            "channels": str(estimator.n_channels_),
+            "series are described by": estimator._fitted.features.in_words,
+            **more,
+        },
         "Environment": {
             "spherescan": __version__,
             "torch": torch.__version__,
