@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags, estimator_html_repr
 from torch import Tensor
@@ -21,6 +22,18 @@ FEATURES = "features."  # begins the names of their tensors in a file
 
 class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """An estimator of series; `_fitted` is what fitting found."""
+
+    n_features: int
+    n_networks: int | str
+    causal: bool
+    selective: bool
+    max_steps: int | None
+    time_budget: float | None
+    early_stopping: bool
+    verbose: bool | int
+    vocab_size: int | None
+    missing: str
+    random_state: int | np.random.RandomState | None
 
     def __sklearn_tags__(self) -> Tags:
         """Say whether values may be missing."""

@@ -117,18 +117,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         ['fast', 'slow']
     """
 
-    n_features: int
-    n_networks: int | str
-    causal: bool
-    selective: bool
-    max_steps: int | None
-    time_budget: float | None
-    early_stopping: bool
     reserve_classes: int
-    verbose: bool | int
-    vocab_size: int | None
-    missing: str
-    random_state: int | np.random.RandomState | None
     classes_: NDArray[Any]
     _fitted: FittedClassifier
 

@@ -120,18 +120,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         True
     """
 
-    n_features: int
-    n_networks: int | str
-    causal: bool
-    selective: bool
-    max_steps: int | None
-    time_budget: float | None
-    early_stopping: bool
     margin: float
-    verbose: bool | int
-    vocab_size: int | None
-    missing: str
-    random_state: int | np.random.RandomState | None
     _fitted: _Fitted
 
     @no_type_check  # scikit-learn's convention: values are looked at in `fit`

@@ -117,37 +117,23 @@ def _shapes(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _backward(
-    y_grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    of_x: bool,  # noqa: FBT001
-    of_weight: bool,  # noqa: FBT001
-) -> tuple[Tensor, Tensor]:
-    """Return one gradient per factor; empty where it is not wanted."""
-    rows = y_grad.reshape(-1, y_grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    return (
-        input_gradient(y_grad, weight) if of_x else x.new_empty(0),
-        weight_gradient(*rows) if of_weight else x.new_empty(0),
-    )
+def _backward(y_grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor]:
+    gradients = []
+    if wanted[0]:
+        gradients.append(input_gradient(y_grad, weight))
+    if wanted[1]:
+        rows = y_grad.reshape(-1, y_grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        gradients.append(weight_gradient(*rows))
+    return gradients
 
 
-def _backward_shapes(
-    y_grad: Tensor,  # noqa: ARG001
-    x: Tensor,
-    weight: Tensor,
-    of_x: bool,  # noqa: FBT001
-    of_weight: bool,  # noqa: FBT001
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if of_x else (0,)),
-        weight.new_empty(weight.shape if of_weight else (0,)),
-    )
+def _backward_shapes(_: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t, want in zip((x, weight), wanted, strict=True) if want]
 
 
 _backward_operator = operator(
     "linear_backward",
-    "(Tensor y_grad, Tensor x, Tensor weight, bool of_x, bool of_weight) -> (Tensor, Tensor)",
+    "(Tensor y_grad, Tensor x, Tensor weight, bool[] wanted) -> Tensor[]",
     _backward,
     _backward_shapes,
 )
@@ -158,9 +144,9 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None: 
 
 
 def _gradients(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[:2]
-    found = _backward_operator(y_grad, *ctx.saved_tensors, *wanted)
-    return tuple(x if want else None for x, want in zip(found, wanted, strict=True))
+    wanted = list(ctx.needs_input_grad[:2])
+    found = iter(_backward_operator(y_grad, *ctx.saved_tensors, wanted))
+    return tuple(next(found) if want else None for want in wanted)
 
 
 _operator = operator(
