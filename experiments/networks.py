@@ -25,10 +25,9 @@ from torch import Generator, Tensor
 from spherescan.estimators import SequenceClassifier
 from spherescan.estimators import networks as classifier_networks
 from spherescan.estimators.description import SeriesFeatures
-from spherescan.estimators.fitted_classifier import seen_from_below
 from spherescan.estimators.networks import Networks, NetworkSettings
 from spherescan.estimators.sequences import fitted_features, padded, seeded
-from spherescan.features import ridge
+from spherescan.features import ridge, seen_from_below
 from spherescan.nn import SequenceModel, separated_prototypes
 from spherescan.train.in_memory import Plan, fit_series
 

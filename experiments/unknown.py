@@ -79,6 +79,7 @@ def run(train: Data, test: Data, seed: int) -> dict[str, float]:
         "softmax": search.classes_[softmax.argmax(1)] == test[1],
     }
     return {
+        "AUROC, known score": auroc(*parted(ours.known_score(test[0]), flags)),
         "AUROC, largest cosine": auroc(*parted(cosines.max(1), flags)),
         "AUROC, largest softmax": auroc(*parted(softmax.max(1), flags)),
         "accuracy of known, cosines": right["cosines"][is_known].mean(),

@@ -84,16 +84,15 @@ def test_left_out_cosines_are_those_of_a_fit_without_the_series(train):
 
 
 @pytest.mark.parametrize("rejection", [0.05, 0.2])
-def test_known_speakers_are_rejected_at_the_rate_that_was_asked_for(fitted, train, rejection):
-    threshold = np.sort(fitted.left_out_cosines_.max(1))[int(271 * rejection) - 1]
-    assert (fitted.left_out_cosines_.max(1) < threshold).mean() == pytest.approx(
-        rejection, abs=2 / 270
-    )
-    X = train[0][:40]
-    found = fitted.predict_open(X, rejection=rejection, unknown_label=None)
+def test_known_speakers_are_rejected_at_the_rate_that_was_asked_for(fitted, test, rejection):
+    left_out = fitted.left_out_known_scores_
+    threshold = np.sort(left_out)[int(271 * rejection) - 1]
+    assert (left_out < threshold).mean() == pytest.approx(rejection, abs=2 / 270)
+    found = fitted.predict_open(test[0], rejection=rejection, unknown_label=None)
     unknown = np.array([label is None for label in found])
-    assert (unknown == (fitted.decision_function(X).max(1) < threshold)).all()
-    assert (found[~unknown] == fitted.predict(X)[~unknown]).all()
+    assert 0 < unknown.mean() < 2 * rejection
+    assert (unknown == (fitted.known_score(test[0]) < threshold)).all()
+    assert (found[~unknown] == fitted.predict(test[0])[~unknown]).all()
 
 
 def test_noise_is_unknown_and_speakers_are_not(fitted, test):
@@ -193,6 +192,8 @@ def test_what_is_saved_answers_with_the_same_bits(tmp_path, labels):
     assert (again.predict_open(X, rejection=0.2) == made.predict_open(X, rejection=0.2)).all()
     assert (again.predict_set(X) == made.predict_set(X)).all()
     assert (again.left_out_cosines_ == made.left_out_cosines_).all()
+    assert (again.known_score(X) == made.known_score(X)).all()
+    assert (again.left_out_known_scores_ == made.left_out_known_scores_).all()
     with pytest.raises(ValueError, match="30 features"):
         again.predict(X[:, :10])
     with pytest.raises(CheckpointError, match="not overwritten"):
@@ -242,6 +243,11 @@ def test_a_forged_file_is_refused(tmp_path):
     refused("described .* does not fit", described=torch.zeros(18, 5))
     rows = torch.full((18, len(good.tensors["weight"])), torch.inf)
     refused("described holds a value", described=rows)
+    refused("rows", near__rows=None)
+    refused("rows is .* does not fit", near__rows=good.tensors["near.rows"][1:])
+    refused("rows is .* does not fit", near__rows=good.tensors["near.rows"].double())
+    refused("left_out holds a value", near__left_out=good.tensors["near.left_out"] / 0)
+    refused("weights holds a value below 0", near__weights=-1 - good.tensors["near.weights"])
     with pytest.raises(CheckpointError):
         SequenceClassifier.load(tmp_path / "missing")
 

@@ -90,8 +90,9 @@ def test_sets_of_the_page_are_those_of_predict_set(classifier, tmp_path):
 
 def test_points_of_the_sphere_are_those_of_transform(classifier):
     X, y = waves(30, seed=1)
-    cosines = classifier._cosines(X)
-    answers = classifier._answers("", cosines, class_indices(classifier.classes_, y))
+    cosines, known = classifier._cosines_and_known(X)
+    kept = classifier._fitted.familiarity.rows[:30]
+    answers = classifier._answers("", cosines, class_indices(classifier.classes_, y), known, kept)
     assert np.allclose(answers.embeddings, classifier.transform(X), atol=1e-9)
 
 

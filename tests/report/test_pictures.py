@@ -128,7 +128,7 @@ def test_without_probabilities_and_with_few_items_there_is_a_reason():
 
 def test_the_trade_off_ends_at_the_accuracy_and_unknown_that_are_far_never_get_in():
     asked = answers()
-    strange = torch.full((20, 3), -0.9, dtype=torch.float64)
+    strange = torch.full((20,), -0.9, dtype=torch.float64)
     section = open_set(asked, strange, unknown_source="20 series of nowhere")
     curve = drawn(section).data[0]
     assert curve.y[-1] == pytest.approx(asked.accuracy)

@@ -19,19 +19,18 @@ from torch.nn import functional
 from spherescan.calibration import (
     known_threshold,
     lac_scores,
-    largest_score,
     prediction_sets,
     probabilities,
     set_threshold,
 )
 from spherescan.estimators.base import FEATURES, SeriesEstimator
 from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.familiarity import OF_FAMILIARITY, Familiarity, Kept
 from spherescan.estimators.fitted_classifier import (
     TENSORS,
     FittedClassifier,
     expect_sound,
     scale_of,
-    seen_from_below,
 )
 from spherescan.estimators.pages import Clock, page_of_classifier
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
@@ -47,11 +46,13 @@ from spherescan.estimators.sequences import (
 )
 from spherescan.estimators.settings import expect_whole, network_settings, vocabulary_of
 from spherescan.estimators.stream import ClassAnswer, SeriesStream
-from spherescan.features import class_column, ridge
+from spherescan.features import class_column, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
-from spherescan.report import ClassAnswers, page_path, write_page
+from spherescan.report import ClassAnswers, page_path, without_own, write_page
 from spherescan.runs import read_checkpoint
+
+NEAR = "near."  # begins the names of what a file holds of `Familiarity`
 
 
 class SequenceClassifier(ClassifierMixin, SeriesEstimator):
@@ -100,6 +101,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         prototypes_: Points of the classes, unit rows, of shape (k, d) with d = k; classes that were
             added have none.
         left_out_cosines_: Of each training series with each class, left out, of shape (n, k).
+        left_out_known_scores_: Of each training series, left out, see `known_score`; shape (n,).
         scale_: Scale of the cosines whose softmax is `predict_proba`.
 
     References:
@@ -228,7 +230,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 classifier that was saved without room.
         """
         check_is_fitted(self)
-        fitted, before = self._fitted, self._described()
+        fitted = self._fitted
+        rows = self._described()
         more = described(self, fitted.features, X)
         labels = labels_like(self.classes_, checked_labels(more, y))
         new, indices = np.unique(labels, return_inverse=True)
@@ -239,7 +242,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 "is known"
             )
         n_before = len(self.classes_)
-        rows = torch.cat([before, more])
+        rows = torch.cat([rows, more])
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
         left_out = torch.cat([fitted.left_out, fitted.cosines(more.double())])
         apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
@@ -253,9 +256,11 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             reach.append(column.reach[None])
             left_out = torch.cat([left_out, column.left_out[:, None]], 1)
         self.classes_ = np.concatenate([self.classes_, new])
+        before = fitted.familiarity
         return self._keep(
             replace(
                 fitted,
+                familiarity=Familiarity.of(before.kept, rows, target, left_out, before.weights),
                 left_out=left_out,
                 target=target,
                 added_weight=torch.cat(weights),
@@ -295,7 +300,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
     ) -> NDArray[np.object_]:
         """Predict as `predict` does, but say when a series is like no class.
 
-        A series is unknown when its largest cosine is below that which a share of `rejection` of
+        A series is unknown when its `known_score` is below that which a share of `rejection` of
         the training series had when they were left out.
 
         Args:
@@ -312,11 +317,22 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         check_is_fitted(self)
         if unknown_label in self.classes_.tolist():
             raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
-        threshold = known_threshold(largest_score(self._fitted.left_out), rejection=rejection)
-        cosines = self._cosines(X)
+        threshold = known_threshold(self._fitted.familiarity.left_out, rejection=rejection)
+        cosines, known = self._cosines_and_known(X)
         found = self.classes_[cosines.argmax(1).numpy()].astype(object)
-        found[(largest_score(cosines) < threshold).numpy()] = unknown_label
+        found[(known < threshold).numpy()] = unknown_label
         return found
+
+    def known_score(self, X: Any) -> NDArray[np.float64]:
+        """Return how much each series is like those of a class, of shape (n_cases,).
+
+        The largest cosine, less how far the series is from the nearest training series of that
+        class, in level, spread and extremes of its channels and in all fixed features; see
+        `Familiarity`. What distances weigh was found by leaving classes out in turn.
+        Without fixed convolution features it is the largest cosine. Scores of series of known
+        classes are as `left_out_known_scores_`; what is below them is like no class.
+        """
+        return self._cosines_and_known(X)[1].numpy()
 
     def predict_set(
         self, X: Any, *, coverage: float = 0.9, never_empty: bool = False
@@ -389,21 +405,26 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             f"{len(fitted.target)} training series, each left out",
             fitted.left_out,
             fitted.target,
+            fitted.familiarity.left_out,
+            fitted.familiarity.rows,
             caution=" The scale of its answers was fitted to these series.",
         )
         clock = Clock()
         answers = left_out
         if X is not None or y is not None:
-            rows = described(self, fitted.features, X).double()
+            rows = described(self, fitted.features, X)
             clock.look("features")
-            cosines = fitted.cosines(rows)
+            cosines = fitted.cosines(rows.double())
             clock.look("cosines")
             target = class_indices(self.classes_, checked_labels(rows, y))
-            answers = self._answers(f"{len(rows)} series", cosines, target)
+            kept = fitted.familiarity.kept(rows)
+            known = fitted.familiarity.score(cosines, kept)
+            clock.look("nearest training series")
+            answers = self._answers(f"{len(rows)} series", cosines, target, known, kept)
         page = page_of_classifier(
             self,
             answers,
-            unknown=None if unknown is None else self._cosines(unknown),
+            unknown=None if unknown is None else torch.from_numpy(self.known_score(unknown)),
             left_out=left_out,
             seconds=clock.seconds,
         )
@@ -415,10 +436,13 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         source: str,
         cosines: Float[Tensor, "n c"],
         target: Int[Tensor, " n"],
+        known: Float[Tensor, " n"],
+        kept: Float[Tensor, "n g"],
         *,
         caution: str = "",
     ) -> ClassAnswers:
         fitted = self._fitted
+        strange = fitted.familiarity.score(without_own(cosines, target), kept)
         k = len(fitted.prototypes)
         # Cosines with as many independent directions as there are dimensions say where it lies.
         places = torch.linalg.solve(fitted.prototypes, cosines[:, :k].T).T
@@ -431,6 +455,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             fitted.prototypes,
             scale=fitted.scale,
             caution=caution,
+            known=known,
+            without_own=strange,
+            known_is="known score",
         )
 
     def _facts(self) -> dict[str, str]:
@@ -461,6 +488,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             scale=fitted.scale,
         )
         tensors = {name: getattr(fitted, name) for name in TENSORS}
+        tensors |= {NEAR + name: getattr(fitted.familiarity, name) for name in OF_FAMILIARITY}
         if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
             tensors["described"] = fitted.described
         self._write(path, saved, tensors, fitted.features)
@@ -480,7 +508,12 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
             expect_sound(tensors, features.n_features, len(labels), saved.scale)
-            fitted = FittedClassifier(features, **tensors, scale=saved.scale)
+            familiarity = Familiarity.of_state(
+                checkpoint.below(NEAR), Kept.of(features), tensors["target"]
+            )
+            fitted = FittedClassifier(
+                features, **tensors, scale=saved.scale, familiarity=familiarity
+            )
             made = cls(**saved.parameters(), reserve_classes=saved.reserve_classes)
             saved.restore(made, features, len(fitted.target))
         made.classes_ = labels
@@ -511,6 +544,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 added_reach=fitted.bias.new_ones(0),
                 scale=scale_of(left_out, target),
                 described=rows,
+                familiarity=Familiarity.of(Kept.of(features), rows, target, left_out),
             )
         )
 
@@ -556,8 +590,15 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         self._fitted = fitted
         self.prototypes_, self.scale_ = fitted.prototypes.numpy(), fitted.scale
         self.left_out_cosines_ = fitted.left_out.numpy()
+        self.left_out_known_scores_ = fitted.familiarity.left_out.numpy()
         self._n_features_out = self.prototypes_.shape[1]
         return self
+
+    def _cosines_and_known(self, X: Any) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
+        check_is_fitted(self)
+        familiarity, rows = self._fitted.familiarity, described(self, self._fitted.features, X)
+        cosines = self._fitted.cosines(rows.double())
+        return cosines, familiarity.score(cosines, familiarity.kept(rows))
 
     def _cosines(self, X: Any) -> Float[Tensor, "n c"]:
         check_is_fitted(self)

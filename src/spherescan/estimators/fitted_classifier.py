@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from spherescan.calibration import fit_scale, laplace_smoothing
 from spherescan.estimators.description import SeriesFeatures
-from spherescan.features import added_cosine
+from spherescan.estimators.familiarity import Familiarity
+from spherescan.features import added_cosine, seen_from_below
 
 TENSORS = (
     "weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias",
@@ -31,7 +31,8 @@ class FittedClassifier:
     """What fitting found.
 
     `left_out` are the cosines of training series, `target` their classes, and `described` their
-    features; none where they were not saved. The a classes that were added come last.
+    features; none where they were not saved. The a classes that were added come last. `familiarity`
+    says how much a series is like those of training.
     """
 
     features: SeriesFeatures
@@ -45,6 +46,7 @@ class FittedClassifier:
     added_reach: Float[Tensor, " a"]
     scale: float
     described: Float[Tensor, "n f"] | None
+    familiarity: Familiarity
 
     def points(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m e"]:
         """Return where series lie among the corners, before they are seen from below."""
@@ -130,8 +132,3 @@ def _expect_spread(prototypes: Float[Tensor, "k d"]) -> None:
 def scale_of(left_out: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
     """Fit the scale of probabilities to series that were left out."""
     return fit_scale(left_out, target, smoothing=laplace_smoothing(*left_out.shape))
-
-
-def seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
-    """Lift points to height 1 and return the directions in which they lie."""
-    return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1)

@@ -48,7 +48,7 @@ def page_of_classifier(
     estimator: BaseEstimator,
     answers: ClassAnswers,
     *,
-    unknown: Float[Tensor, "m k"] | None,
+    unknown: Float[Tensor, " m"] | None,
     left_out: ClassAnswers,
     seconds: Mapping[str, float],
 ) -> Page:
@@ -57,7 +57,7 @@ def page_of_classifier(
     Args:
         estimator: Fitted.
         answers: About the series that are looked at.
-        unknown: Cosines of series of no class.
+        unknown: What `known_score` is of series of no class.
         left_out: Answers about each training series, left out, which sets are made by.
         seconds: What describing the series and answering took; nothing where neither was done.
     """

@@ -6,7 +6,12 @@ from spherescan.features.hydra import Hydra
 from spherescan.features.minirocket import MiniRocket
 from spherescan.features.ngrams import NGrams, expect_vocabulary
 from spherescan.features.ridge import Ridge, ridge
-from spherescan.features.sphere_ridge import SphereRidge, cosine_of_height, sphere_ridge
+from spherescan.features.sphere_ridge import (
+    SphereRidge,
+    cosine_of_height,
+    seen_from_below,
+    sphere_ridge,
+)
 from spherescan.features.statistics import channel_statistics
 
 __all__ = [
@@ -23,5 +28,6 @@ __all__ = [
     "cosine_of_height",
     "expect_vocabulary",
     "ridge",
+    "seen_from_below",
     "sphere_ridge",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from spherescan.features.ridge import PENALTIES, ridge
 
@@ -121,3 +122,13 @@ def cosine_of_height(z: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         [0.0, 0.6000000238418579, 1.0]
     """
     return z / torch.hypot(z, torch.ones_like(z))
+
+
+def seen_from_below(z: Float[Tensor, "n e"]) -> Float[Tensor, "n d"]:
+    """Lift points to height 1 and return the directions in which they lie from the origin.
+
+    Example:
+        >>> seen_from_below(torch.tensor([[0.0, 0.0], [0.0, 0.75]])).tolist()
+        [[0.0, 0.0, 1.0], [0.0, 0.6000000238418579, 0.800000011920929]]
+    """
+    return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1)

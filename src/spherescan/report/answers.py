@@ -25,6 +25,10 @@ class ClassAnswers:
         scale: Of the cosines whose softmax are probabilities; None where there are none.
         items: What is classified: "series", "tokens".
         caution: A sentence about what was fitted to the same items, with a space before it.
+        known: How much each sequence is like those of a class; the largest cosine when missing.
+        without_own: What `known` would be if its own class had not been there; the largest cosine
+            with another class when missing.
+        known_is: What `known` is, in words.
     """
 
     source: str
@@ -36,6 +40,9 @@ class ClassAnswers:
     scale: float | None
     items: str = "series"
     caution: str = ""
+    known: Float[Tensor, " n"] | None = None
+    without_own: Float[Tensor, " n"] | None = None
+    known_is: str = "largest cosine"
 
     @property
     def predicted(self) -> Int[Tensor, " n"]:
@@ -74,6 +81,12 @@ class NumberAnswers:
     def rmse(self) -> float:
         """Root of the mean squared error."""
         return float((self.predicted - self.target).square().mean().sqrt())
+
+
+def without_own(cosines: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, "n k"]:
+    """Return cosines with the class of each sequence opposite to it."""
+    own = torch.nn.functional.one_hot(target, cosines.shape[1]).bool()
+    return cosines.masked_fill(own, -1.0)
 
 
 def plain(name: object) -> str:

@@ -17,7 +17,7 @@ from spherescan.calibration import (
     probabilities,
     reliability_table,
 )
-from spherescan.report.answers import ClassAnswers, plain, thinned
+from spherescan.report.answers import ClassAnswers, plain, thinned, without_own
 from spherescan.report.page import Section, Table
 from spherescan.report.palette import colour, dash
 
@@ -159,32 +159,31 @@ def reliability(answers: ClassAnswers) -> Section:
 
 
 def open_set(
-    answers: ClassAnswers, unknown: Float[Tensor, "m k"] | None = None, *, unknown_source: str = ""
+    answers: ClassAnswers, unknown: Float[Tensor, " m"] | None = None, *, unknown_source: str = ""
 ) -> Section:
     """Draw how many unknown sequences get in against how many known ones are kept.
 
     Args:
         answers: About known classes.
-        unknown: Cosines of sequences of no class with each class. When missing, the known ones
-            stand in for them, each as if its own class had not been there.
+        unknown: What `known` of the answers is of sequences of no class. When missing, the known
+            ones stand in for them, each as if its own class had not been there.
         unknown_source: What they are, in words.
     """
-    known = largest_score(answers.cosines)
+    known = largest_score(answers.cosines) if answers.known is None else answers.known
     right = answers.predicted == answers.target
-    stand_in = unknown is None
-    strange = _without_own(answers) if unknown is None else largest_score(unknown)
+    strange = _stand_ins(answers) if unknown is None else unknown
     curve = open_set_curve(known, right, strange)
     kept = thinned(len(curve.threshold), _MOST_POINTS)
     area = auroc(known, strange)
     text = (
-        "A sequence is called unknown when its largest cosine is below a threshold; each point is "
-        f"one. Known against unknown: AUROC {area:.3f}. "
+        f"A sequence is called unknown when its {answers.known_is} is below a threshold; each "
+        f"point is one. Known against unknown: AUROC {area:.3f}. "
     )
     text += (
         "No unknown sequences were given, so each known one stands in for one: as it would score "
         "if its own class had not been there. The model has seen that class all the same, so "
         "truly unknown sequences may be harder; give some as unknown."
-        if stand_in
+        if unknown is None
         else f"Unknown are {unknown_source}."
     )
     marks = _operating_points(known, right, strange)
@@ -229,9 +228,10 @@ def open_set(
     return Section("open-set", "Known or unknown", text, data, layout, table, fold=False)
 
 
-def _without_own(answers: ClassAnswers) -> Float[Tensor, " n"]:
-    own = torch.nn.functional.one_hot(answers.target, answers.cosines.shape[1]).bool()
-    return largest_score(answers.cosines.masked_fill(own, -1.0))
+def _stand_ins(answers: ClassAnswers) -> Float[Tensor, " n"]:
+    if answers.without_own is not None:
+        return answers.without_own
+    return largest_score(without_own(answers.cosines, answers.target))
 
 
 def _operating_points(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spherescan import __version__
+from spherescan.calibration import largest_score
 from spherescan.config import RunConfig, parse_config, to_flags, to_toml
 from spherescan.data import Batch, locate, read_series
 from spherescan.data.series import expect_channels
@@ -219,12 +220,12 @@ def _seen(
 
 
 def _unknown(predictor: Predictor, name: str | None) -> tuple[Tensor | None, str]:
-    """Return the cosines of series of no class, and what they are in words."""
+    """Return the largest cosines of series of no class, and what they are in words."""
     if name is None:
         return None, ""
     table = read_series(locate(name))
     expect_channels(table, predictor.description.n_channels or 0, predictor.task.channel_names)
-    return predictor.cosines(table.series), f"{len(table)} series of {name}"
+    return largest_score(predictor.cosines(table.series)), f"{len(table)} series of {name}"
 
 
 def _parts(predictor: Predictor, batch: Batch) -> Section:

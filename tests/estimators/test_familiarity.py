@@ -1,0 +1,171 @@
+"""How much a series is like those that were learned."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from spherescan.calibration import auroc
+from spherescan.estimators import SequenceClassifier
+from spherescan.estimators.familiarity import Familiarity, Kept
+from spherescan.estimators.sequences import described
+
+T = np.linspace(0, 6, 40)
+
+
+def waves(n: int, k: int, *, level: float = 0.0, spread: float = 0.0, seed: int = 0):
+    """Return series of k frequencies; each class has a level, from which each series departs."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    offset = level * y + spread * rng.standard_normal(n)
+    X = np.sin((1 + y[:, None]) * T) + offset[:, None] + 0.3 * rng.standard_normal((n, 40))
+    return X, y
+
+
+def fitted(X, y, **settings):
+    return SequenceClassifier(n_features=84, random_state=0, **settings).fit(X, y)
+
+
+def told_apart(classifier, known, unknown) -> float:
+    return auroc(*(torch.from_numpy(classifier.known_score(X)) for X in (known, unknown)))
+
+
+@pytest.fixture
+def kept():
+    # Two features of convolutions, the first of which stands for four, and one statistic.
+    return Kept(torch.tensor([0, 2, 3]), torch.tensor([2.0, 1.0, 1.0]).double(), 1)
+
+
+def test_distances_are_those_to_the_nearest_of_the_nearest_class(kept):
+    rng = np.random.default_rng(0)
+    x, rows = (rng.standard_normal((n, 3)).astype(np.float32) for n in (300, 20))
+    nearest, target = rng.integers(0, 4, 300), np.arange(20) % 4
+    found = kept.distances(*map(torch.from_numpy, (x, nearest, rows, target)))
+    square = (x[:, None].astype(np.float64) - rows) ** 2 * np.array([4.0, 1.0, 1.0])
+    other = nearest[:, None] != target
+    for column, of in enumerate((square[:, :, 2], square.sum(2))):
+        wanted = np.sqrt(np.where(other, np.inf, of).min(1))
+        np.testing.assert_allclose(found[:, column], wanted, rtol=1e-12)
+    assert kept(torch.arange(8.0).reshape(2, 4)).tolist() == [[0, 2, 3], [4, 6, 7]]
+
+
+def test_a_training_series_is_without_itself_and_a_lone_one_is_near_any_other(kept):
+    rows = torch.tensor([[0.0, 0, 0], [0, 0, 3], [0, 4, 3], [0, 10, 0]])
+    target = torch.tensor([0, 0, 0, 1])
+    found = kept.distances(rows, target, rows, target, same=True)
+    assert found[:, 1].tolist() == [3, 3, 4, pytest.approx(np.hypot(6, 3))]
+    assert found[:, 0].tolist() == [3, 0, 0, 0]
+    # What a series of another class is nearest to is not itself either.
+    astray = kept.distances(rows, torch.tensor([1, 0, 0, 0]), rows, target, same=True)
+    assert astray[0, 1] == 10
+
+
+def test_scores_of_new_series_do_not_depend_on_which_others_are_asked():
+    X, y = waves(60, 4)
+    classifier = fitted(X, y)
+    strange = waves(30, 6, seed=1)[0]
+    familiarity = classifier._fitted.familiarity
+    rows = familiarity.kept(described(classifier, classifier._fitted.features, strange))
+    cosines = torch.from_numpy(classifier.decision_function(strange))
+    whole = familiarity.score(cosines, rows)
+    alone = [familiarity.score(cosines[i : i + 1], rows[i : i + 1]) for i in range(30)]
+    assert (whole == torch.cat(alone)).all()
+
+
+def test_left_out_scores_are_like_those_of_new_series():
+    X, y = waves(300, 5, level=0.5)
+    classifier = fitted(X, y)
+    assert (classifier._fitted.familiarity.weights > 0).any()
+    new = waves(400, 5, level=0.5, seed=1)[0]
+    assert (classifier.predict_open(new) == "unknown").mean() == pytest.approx(0.05, abs=0.03)
+    # Training series themselves are at no distance, which says nothing of new ones.
+    assert classifier.known_score(X).mean() > classifier.left_out_known_scores_.mean()
+
+
+def test_leaving_classes_out_finds_out_whether_the_level_tells_them_apart():
+    by_level = fitted(*waves(90, 6, level=1.0, spread=0.05))._fitted.familiarity.weights
+    by_shape = fitted(*waves(90, 6, level=0.0, spread=5.0))._fitted.familiarity.weights
+    X, y = waves(90, 6, level=1.0, spread=0.05)
+    units = fitted(X, y)._fitted.familiarity
+    assert by_level[0] > 0
+    assert by_shape[0] * 5 < by_level[0]
+    assert units.weights.tolist() == by_level.tolist()  # and always the same
+
+
+def test_what_has_the_shape_of_a_class_at_another_level_is_less_known():
+    X, y = waves(60, 2, spread=0.1)
+    classifier = fitted(X, y)
+    new = waves(40, 2, spread=0.1, seed=1)[0]
+    assert told_apart(classifier, new, new + 2) > 0.95
+    assert told_apart(classifier, new, 3 * new) > 0.95
+    assert (classifier.predict_open(new + 2) == "unknown").mean() > 0.9
+
+
+def test_distances_add_to_what_cosines_know():
+    X, y = waves(120, 6, level=0.5, spread=0.1)
+    known = y < 4
+    classifier = fitted(X[known], y[known])
+    new, of = waves(240, 6, level=0.5, spread=0.1, seed=1)
+    cosines = torch.from_numpy(classifier.decision_function(new).max(1))
+    by_cosine = auroc(cosines[of < 4], cosines[of >= 4])
+    assert told_apart(classifier, new[of < 4], new[of >= 4]) > by_cosine
+    assert told_apart(classifier, new[of < 4], new[of >= 4]) > 0.98
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"causal": True, "n_networks": 2, "max_steps": 5}, {"vocab_size": 8}],
+    ids=["causal", "tokens"],
+)
+def test_without_convolution_features_it_is_the_largest_cosine(settings):
+    rng = np.random.default_rng(0)
+    X, y = waves(30, 3)
+    if "vocab_size" in settings:
+        X = rng.integers(0, 8, (30, 20))
+    classifier = fitted(X, y, **settings)
+    cosines = classifier.decision_function(X).max(1)
+    np.testing.assert_array_equal(classifier.known_score(X), cosines)
+    np.testing.assert_array_equal(
+        classifier.left_out_known_scores_, classifier.left_out_cosines_.max(1)
+    )
+
+
+def test_added_classes_are_scored_with_the_weights_there_are():
+    X, y = waves(150, 5, level=0.5)
+    classifier = fitted(X[y < 4], y[y < 4])
+    before = classifier._fitted.familiarity
+    strange = waves(100, 5, level=0.5, seed=1)
+    strange = strange[0][strange[1] == 4]
+    unknown = classifier.predict_open(strange) == "unknown"
+    classifier.add_classes(X[y == 4][:10], y[y == 4][:10])
+    after = classifier._fitted.familiarity
+    assert after.weights.tolist() == before.weights.tolist()
+    assert len(after.rows) == len(after.left_out) == 130
+    assert unknown.mean() > 0.9
+    assert (classifier.predict_open(strange) == "unknown").mean() < 0.4
+    again = classifier.partial_fit(X[y == 4][10:], y[y == 4][10:])
+    assert len(again.left_out_known_scores_) == 150
+
+
+def test_series_that_are_all_the_same_give_distances_no_weight():
+    X, y = np.tile(np.sin(T), (8, 1)), np.arange(8) % 2
+    familiarity = fitted(X, y)._fitted.familiarity
+    assert familiarity.weights.tolist() == [0, 0]
+    assert familiarity.left_out.isfinite().all()
+
+
+def test_what_a_state_holds_is_checked(kept):
+    target = torch.tensor([0, 1])
+    good = {
+        "rows": torch.zeros(2, 3),
+        "weights": torch.ones(2).double(),
+        "left_out": torch.zeros(2).double(),
+    }
+    made = Familiarity.of_state(good, kept, target)
+    assert dataclasses.replace(made).weights.tolist() == [1, 1]
+    for name, tensor in (("rows", torch.zeros(3, 3)), ("weights", torch.zeros(3).double())):
+        with pytest.raises(ValueError, match=f"{name} is"):
+            Familiarity.of_state(good | {name: tensor}, kept, target)
+    with pytest.raises(ValueError, match="below 0"):
+        Familiarity.of_state(good | {"weights": -torch.ones(2).double()}, kept, target)
