@@ -113,17 +113,30 @@ def test_distances_add_to_what_cosines_know():
     assert told_apart(classifier, new[of < 4], new[of >= 4]) > 0.98
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"causal": True, "n_networks": 2, "max_steps": 5}, {"vocab_size": 8}],
-    ids=["causal", "tokens"],
-)
-def test_without_convolution_features_it_is_the_largest_cosine(settings):
-    rng = np.random.default_rng(0)
-    X, y = waves(30, 3)
-    if "vocab_size" in settings:
-        X = rng.integers(0, 8, (30, 20))
-    classifier = fitted(X, y, **settings)
+def test_networks_alone_know_what_is_far_away_by_its_statistics():
+    settings = {"causal": True, "n_networks": 2, "max_steps": 40}
+    for k in (2, 3):
+        X, y = waves(60, k, spread=0.1)
+        classifier = fitted(X, y, **settings)
+        assert classifier._fitted.features.n_statistics == 4
+        new = waves(60, k, spread=0.1, seed=1)[0]
+        assert told_apart(classifier, new, new + 3) > 0.9
+        assert told_apart(classifier, new, 5 * new) > 0.9
+        assert (classifier.predict_open(new, rejection=0.1) == "unknown").mean() < 0.25
+    # What follows the features of the ridge is for distances alone.
+    assert classifier._fitted.weight.shape == (3, 2)
+    rows = described(classifier, classifier._fitted.features, X)
+    assert rows.shape == (60, 7)
+    rows = torch.cat([rows[:, :3], 99 + rows[:, 3:]], 1)
+    cosines = classifier._fitted.cosines(rows)
+    np.testing.assert_array_equal(cosines, classifier.decision_function(X))
+
+
+@pytest.mark.parametrize("settings", [{}, {"causal": True, "n_networks": 2, "max_steps": 5}])
+def test_of_tokens_it_is_the_largest_cosine(settings):
+    y = np.arange(30) % 3
+    X = np.random.default_rng(0).integers(0, 8, (30, 20))
+    classifier = fitted(X, y, vocab_size=8, **settings)
     cosines = classifier.decision_function(X).max(1)
     np.testing.assert_array_equal(classifier.known_score(X), cosines)
     np.testing.assert_array_equal(

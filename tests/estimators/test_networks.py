@@ -2,6 +2,7 @@
 
 import copy
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -149,6 +150,7 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
     other.load_state_dict(state)
     answers = [each.push(X[0, :, 11:]) for each in (stream, other)]
     assert np.array_equal(answers[0].cosines, answers[1].cosines)
+    assert answers[0].known_score == answers[1].known_score
     assert answers[1].n_steps == 30
     with pytest.raises(ValueError, match="not a state"):
         other.load_state_dict({**state, "open": torch.zeros(5, 2)})
@@ -194,6 +196,35 @@ def test_a_stream_keeps_to_the_fit_that_it_was_made_of():
     before = stream.push(X[0])
     made.fit(X, np.array(["a", "b", "c"])[y])
     assert stream.push([[], []]).label == before.label
+
+
+def test_a_stream_says_unknown_where_the_classifier_does(causal):
+    X, _ = waves(20, seed=6)
+    X[10:] = np.random.default_rng(0).standard_normal(X[10:].shape)
+    said = []
+    for series in X:
+        stream = causal.stream(rejection=0.2, unknown_label="?")
+        answer = [stream.push(sample) for sample in series.T][-1]
+        assert answer.known_score == pytest.approx(causal.known_score(series[None])[0], abs=1e-5)
+        said.append(answer.label)
+    wanted = causal.predict_open(X, rejection=0.2, unknown_label="?").tolist()
+    assert said == wanted
+    assert 0 < wanted.count("?") < 20
+    assert causal.stream().push(1e3 * X[0]).label in {0, 1, 2}  # nothing is unknown if not asked
+    for asked in ({"rejection": 0.2, "unknown_label": 1}, {"rejection": 0.001}):
+        with pytest.raises(ValueError, match=r"is a class|cannot promise"):
+            causal.stream(**asked)
+
+
+def test_a_stream_can_go_to_another_process(causal, tmp_path):
+    X, _ = waves(1, seed=4)
+    stream = causal.stream(rejection=0.2)
+    stream.push(X[0, :, :11])
+    joblib.dump(stream, tmp_path / "stream")
+    other = joblib.load(tmp_path / "stream")
+    answers = [each.push(X[0, :, 11:]) for each in (stream, other)]
+    assert np.array_equal(answers[0].cosines, answers[1].cosines)
+    assert answers[1].n_steps == 30
 
 
 def test_a_classifier_that_needs_whole_series_has_no_stream(both):
@@ -247,6 +278,7 @@ def test_a_forged_file_is_refused(tmp_path, causal):
     refused("at least 2", state=good.state | {"n_networks": 1})
     refused("above 0", state=good.state | {"time_budget": -1.0})
     refused("of another estimator", state=good.state | {"causal": False})
+    refused("selective is False", state=good.state | {"selective": False})
     wide = {**plan["description"], "n_channels": 5}
     refused("size mismatch", state=with_plan(description=wide))
     per_token = {**plan["description"], "pooling": []}

@@ -3,7 +3,9 @@
 Letters: n series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes.
 """
 
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -244,23 +246,24 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         n_before = len(self.classes_)
         rows = torch.cat([rows, more])
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
-        left_out = torch.cat([fitted.left_out, fitted.cosines(more.double())])
+        left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
         apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
+        x = fitted.features.for_ridge(rows)
         weights, biases, reach = [fitted.added_weight], [fitted.added_bias], [fitted.added_reach]
         squared = fitted.left_out_squared(left_out)
         for index in range(n_before, n_before + len(new)):
             rival = left_out.max(1).values
-            column = class_column(rows.double(), target == index, rival, squared, apart=apart)
+            column = class_column(x, target == index, rival, squared, apart=apart)
             weights.append(column.weight[None])
             biases.append(column.bias[None])
             reach.append(column.reach[None])
             left_out = torch.cat([left_out, column.left_out[:, None]], 1)
         self.classes_ = np.concatenate([self.classes_, new])
-        before = fitted.familiarity
+        known_by = fitted.familiarity.weights
         return self._keep(
             replace(
                 fitted,
-                familiarity=Familiarity.of(before.kept, rows, target, left_out, before.weights),
+                familiarity=Familiarity.of(fitted.features, rows, target, left_out, known_by),
                 left_out=left_out,
                 target=target,
                 added_weight=torch.cat(weights),
@@ -292,7 +295,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
         check_is_fitted(self)
-        rows = described(self, self._fitted.features, X).double()
+        rows = described(self, self._fitted.features, X)
         return seen_from_below(self._fitted.points(rows)).numpy()
 
     def predict_open(
@@ -315,9 +318,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: Too few training series for such a rate, or a label that is a class.
         """
         check_is_fitted(self)
-        if unknown_label in self.classes_.tolist():
-            raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
-        threshold = known_threshold(self._fitted.familiarity.left_out, rejection=rejection)
+        threshold = self._threshold(rejection, unknown_label)
         cosines, known = self._cosines_and_known(X)
         found = self.classes_[cosines.argmax(1).numpy()].astype(object)
         found[(known < threshold).numpy()] = unknown_label
@@ -359,23 +360,25 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
         return prediction_sets(found, threshold, never_empty=never_empty).numpy()
 
-    def stream(self) -> SeriesStream[ClassAnswer]:
+    def stream(
+        self, *, rejection: float | None = None, unknown_label: Any = "unknown"
+    ) -> SeriesStream[ClassAnswer]:
         """Return a stream that answers for a series while it comes in.
 
+        Args:
+            rejection: As of `predict_open`, whose labels answers then have; without it nothing is
+                called unknown. Thresholds are those of whole series: the beginning of one is less
+                like them.
+            unknown_label: What is called so.
+
         Raises:
-            ValueError: A classifier that needs the whole series.
+            ValueError: A classifier that needs the whole series, too few training series for such
+                a rate, or a label that is a class.
         """
         check_is_fitted(self)
-        fitted, classes = self._fitted, self.classes_
-
-        def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> ClassAnswer:
-            cosines = fitted.cosines(fitted.features.of_unit_vectors(z).double())
-            shares = probabilities(cosines, fitted.scale)[0].numpy()
-            best = int(cosines[0].argmax())
-            return ClassAnswer(
-                n_steps, classes[best], float(shares[best]), shares, cosines[0].numpy()
-            )
-
+        fitted = self._fitted
+        threshold = -math.inf if rejection is None else self._threshold(rejection, unknown_label)
+        answer = partial(fitted.answer, self.classes_, threshold, unknown_label)
         return SeriesStream(fitted.features, answer)
 
     def report(
@@ -414,7 +417,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         if X is not None or y is not None:
             rows = described(self, fitted.features, X)
             clock.look("features")
-            cosines = fitted.cosines(rows.double())
+            cosines = fitted.cosines(rows)
             clock.look("cosines")
             target = class_indices(self.classes_, checked_labels(rows, y))
             kept = fitted.familiarity.kept(rows)
@@ -507,7 +510,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             features = saved.features(checkpoint.below(FEATURES))
             tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
-            expect_sound(tensors, features.n_features, len(labels), saved.scale)
+            expect_sound(tensors, features, len(labels), saved.scale)
             familiarity = Familiarity.of_state(
                 checkpoint.below(NEAR), Kept.of(features), tensors["target"]
             )
@@ -527,7 +530,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         target: Int[Tensor, " n"],
         points: Float[Tensor, "k e"],
     ) -> "SequenceClassifier":
-        fitted = ridge(rows.double(), points[target])
+        fitted = ridge(features.for_ridge(rows), points[target])
         prototypes = seen_from_below(points)
         left_out = seen_from_below(fitted.left_out) @ prototypes.T
         self.classes_ = classes
@@ -544,7 +547,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 added_reach=fitted.bias.new_ones(0),
                 scale=scale_of(left_out, target),
                 described=rows,
-                familiarity=Familiarity.of(Kept.of(features), rows, target, left_out),
+                familiarity=Familiarity.of(features, rows, target, left_out),
             )
         )
 
@@ -594,12 +597,17 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         self._n_features_out = self.prototypes_.shape[1]
         return self
 
+    def _threshold(self, rejection: float, unknown_label: Any) -> float:
+        if unknown_label in self.classes_.tolist():
+            raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
+        return known_threshold(self._fitted.familiarity.left_out, rejection=rejection)
+
     def _cosines_and_known(self, X: Any) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
         check_is_fitted(self)
         familiarity, rows = self._fitted.familiarity, described(self, self._fitted.features, X)
-        cosines = self._fitted.cosines(rows.double())
+        cosines = self._fitted.cosines(rows)
         return cosines, familiarity.score(cosines, familiarity.kept(rows))
 
     def _cosines(self, X: Any) -> Float[Tensor, "n c"]:
         check_is_fitted(self)
-        return self._fitted.cosines(described(self, self._fitted.features, X).double())
+        return self._fitted.cosines(described(self, self._fitted.features, X))

@@ -12,7 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from spherescan.estimators.networks import NetworkPlan, Networks, NetworkSettings
-from spherescan.features import FixedFeatures, NGrams, ridge
+from spherescan.features import (
+    LEAST_DEVIATION,
+    N_STATISTICS,
+    FixedFeatures,
+    NGrams,
+    channel_statistics,
+    ridge,
+)
 
 # How much more than each group of fixed features what networks say may weigh.
 _WEIGHTS = (0.0, 1.0, 3.0)
@@ -25,6 +32,9 @@ class SeriesFeatures(nn.Module):
 
     The unit vectors are standardised by those of the training series, each by a network that did
     not learn from it, and divided by the root of their number, as every group of fixed features is.
+
+    Networks alone look at shapes, and a series that is far from all others can have the shape of
+    one. So statistics of its channels follow: they are not for a ridge, but say how far it is.
 
     Args:
         fixed: None where networks alone describe.
@@ -48,6 +58,12 @@ class SeriesFeatures(nn.Module):
         self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
         self.mean: Tensor
         self.scale: Tensor
+        aside = networks is not None and fixed is None and self.vocab_size is None
+        self.n_statistics = N_STATISTICS * self.n_channels if aside else 0
+        self.register_buffer("statistics_mean", torch.zeros(self.n_statistics, dtype=torch.float64))
+        self.register_buffer("statistics_scale", torch.ones(self.n_statistics, dtype=torch.float64))
+        self.statistics_mean: Tensor
+        self.statistics_scale: Tensor
 
     @classmethod
     def fitted(
@@ -87,7 +103,7 @@ class SeriesFeatures(nn.Module):
             x, mask, target, prototypes, settings, vocab_size=vocab_size, generator=generator
         )
         if fixed is None:
-            return cls.of_networks(networks, left_out)
+            return cls.of_networks(networks, left_out, x, mask)
         return cls.joined(*fixed, networks, left_out, points, generator=generator)
 
     @classmethod
@@ -133,13 +149,25 @@ class SeriesFeatures(nn.Module):
 
     @classmethod
     def of_networks(
-        cls, networks: Networks, left_out: Float[Tensor, "n d"]
-    ) -> tuple["SeriesFeatures", Float[Tensor, "n d"]]:
-        """Describe by networks alone; arguments and result as of `joined`."""
+        cls,
+        networks: Networks,
+        left_out: Float[Tensor, "n d"],
+        x: Float[Tensor, "n l c"] | Int[Tensor, "n l"],
+        mask: Bool[Tensor, "n l"],
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
+        """Describe by networks alone, and by statistics; arguments and result as of `fitted`."""
         made = cls(None, networks)
         made.mean.copy_(left_out.mean(0))
         made.scale.copy_(_unit_scale(left_out))
-        return made, made._beside(None, left_out)
+        if not made.n_statistics:
+            return made, made.of_unit_vectors(left_out)
+        raw = made._statistics(x, mask)
+        deviation = raw.std(0, correction=0)
+        made.statistics_mean.copy_(raw.mean(0))
+        made.statistics_scale.copy_(
+            torch.where(deviation > LEAST_DEVIATION, 1 / (deviation * made.n_statistics**0.5), 0.0)
+        )
+        return made, made.of_stream(left_out, raw)
 
     @classmethod
     def of_state(
@@ -179,26 +207,29 @@ class SeriesFeatures(nn.Module):
         networks = None if plan is None else Networks.of_state(below["networks"], plan)
         made = cls(fixed, networks)
         made.load_state_dict(dict(state))
-        for name in ("mean", "scale"):
+        for name in ("mean", "scale", "statistics_mean", "statistics_scale"):
             if not bool(getattr(made, name).isfinite().all()):
                 raise ValueError(f"{name} holds a value that is not finite")
         if fixed and networks and fixed.n_channels != networks.n_channels:
             raise ValueError("fixed features and networks are of other channels")
         return made
 
-    def expect_causal(self, *, causal: bool) -> None:
-        """Check that the features are those of a causal estimator, or of another one.
+    def expect_kind(self, *, causal: bool, selective: bool) -> None:
+        """Check that the features are those of an estimator with these settings.
 
         Raises:
             ValueError: They are not.
         """
-        reads_on = self.networks is not None and not self.networks.description.bidirectional
-        if (self.fixed is None) != causal or (self.networks is not None and reads_on != causal):
+        networks = None if self.networks is None else self.networks.description
+        reads_on = networks is not None and not networks.bidirectional
+        if (self.fixed is None) != causal or (networks is not None and reads_on != causal):
             raise ValueError(f"causal is {causal}, and the features are of another estimator")
+        if networks is not None and networks.selective != selective:
+            raise ValueError(f"selective is {selective}, and the features are of another estimator")
 
     @property
     def n_features(self) -> int:
-        """How many features there are."""
+        """How many features a ridge has; statistics of channels may follow."""
         return len(self.mean) + (0 if self.fixed is None else self.fixed.n_features)
 
     @property
@@ -231,19 +262,43 @@ class SeriesFeatures(nn.Module):
             x: Series, or sequences of tokens.
             mask: True on real positions, which come first, at least one in each series.
         """
-        rows = None if self.fixed is None else self.fixed(x, mask)
         if self.networks is None:
-            assert rows is not None
-            return rows
-        return self._beside(rows, self.networks(x, mask))
+            assert self.fixed is not None
+            return self.fixed(x, mask)
+        z = self.networks(x, mask)
+        if self.fixed is not None:
+            return self._beside(self.fixed(x, mask), z)
+        return self.of_stream(z, self._statistics(x, mask) if self.n_statistics else None)
+
+    def for_ridge(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m f"]:
+        """Return the features that a ridge has, in float64."""
+        return described[:, : self.n_features].double()
 
     def of_unit_vectors(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
         """Return what unit vectors of the networks are among the features."""
         return ((z - self.mean) * self.scale).float()
 
-    def _beside(self, rows: Tensor | None, z: Tensor) -> Tensor:
+    def of_stream(
+        self, z: Float[Tensor, "m d"], statistics: Float[Tensor, "m s"] | None
+    ) -> Float[Tensor, "m f"]:
+        """Return the features of series that networks alone describe.
+
+        Args:
+            z: Unit vectors of the networks.
+            statistics: Of the channels, standardised by the networks; none of tokens.
+        """
         own = self.of_unit_vectors(z)
-        return own if rows is None else torch.cat([rows, own], 1)
+        if statistics is None:
+            return own
+        far = (statistics - self.statistics_mean) * self.statistics_scale
+        return torch.cat([own, far.float()], 1)
+
+    def _statistics(self, x: Tensor, mask: Tensor) -> Float[Tensor, "m s"]:
+        assert self.networks is not None
+        return channel_statistics(self.networks.standardised(x), mask)
+
+    def _beside(self, rows: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([rows, self.of_unit_vectors(z)], 1)
 
 
 def fixed_of_state(

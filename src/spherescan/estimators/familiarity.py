@@ -32,7 +32,7 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """Which of the features distances are taken in; none where nothing is fixed.
+    """Which of the features distances are taken in; none of tokens.
 
     Attributes:
         columns: Their indices; those of the statistics of channels are the last.
@@ -46,12 +46,15 @@ class Kept:
 
     @classmethod
     def of(cls, features: SeriesFeatures) -> "Kept":
-        """Spread them evenly over each group of fixed features."""
+        """Spread them evenly over each group of fixed features.
+
+        Where networks alone describe a series, they are the statistics that follow.
+        """
         fixed = features.fixed
-        if not isinstance(fixed, FixedFeatures):
-            return cls(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64), 0)
-        columns, stretch, first = [], [], 0
-        *convolutions, n_statistics = fixed.sizes
+        columns, stretch, first = [], [], 0 if fixed else features.n_features
+        *convolutions, n_statistics = (
+            fixed.sizes if isinstance(fixed, FixedFeatures) else (features.n_statistics,)
+        )
         for size in convolutions:
             n = min(size, _MOST_KEPT)
             columns.append(first + torch.arange(n) * size // n)
@@ -88,14 +91,19 @@ class Kept:
             The distance in statistics of channels, and that in all kept features.
         """
         found = torch.zeros(len(x), 2, dtype=torch.float64)
+        every = torch.arange(len(rows))
         wide, all_rows = x * self.stretch, rows * self.stretch
-        for part in torch.split(torch.arange(len(x)), _AT_ONCE):
-            squares = _squares(wide[part], all_rows, self.n_statistics)
-            far = nearest[part, None] != target
-            if same:
-                itself = part[:, None] == torch.arange(len(rows))
-                far = torch.where((far | itself).all(1, keepdim=True), itself, far | itself)
-            found[part] = squares.masked_fill(far, torch.inf).amin(2).sqrt().T
+
+        def take(asked: Int[Tensor, " a"], among: Int[Tensor, " b"]) -> None:
+            for part in torch.split(asked, _AT_ONCE):
+                squares = _squares(wide[part], all_rows[among], self.n_statistics)
+                if same:
+                    squares.masked_fill_(part[:, None] == among, torch.inf)
+                found[part] = squares.amin(2).sqrt().T
+
+        for index in torch.unique(nearest):
+            take((nearest == index).nonzero()[:, 0], every[target == index])
+        take(found.isinf().all(1).nonzero()[:, 0], every)
         return found
 
 
@@ -125,7 +133,7 @@ class Familiarity:
     @classmethod
     def of(
         cls,
-        kept: Kept,
+        features: SeriesFeatures,
         described: Float[Tensor, "n f"],
         target: Int[Tensor, " n"],
         cosines: Float[Tensor, "n k"],
@@ -134,18 +142,19 @@ class Familiarity:
         """Score training series, each left out.
 
         Args:
-            kept: Which features distances are taken in.
+            features: Those of the series.
             described: The training series.
             target: Their classes.
             cosines: What each has with each class, left out.
             weights: When missing, those that tell series of classes that are left out in turn best
                 from all others.
         """
+        kept = Kept.of(features)
         rows = kept(described)
         distances = kept.distances(rows, cosines.argmax(1), rows, target, same=True)
         if weights is None:
             units = _units(cosines, distances)
-            weights = units * _relative_weights(kept, described, rows, target)
+            weights = units * _relative_weights(kept, features.for_ridge(described), rows, target)
         return cls(kept, rows, target, weights, largest_score(cosines) - distances @ weights)
 
     @classmethod
@@ -225,7 +234,7 @@ def _relative_weights(
         return torch.tensor(_UNTRIED, dtype=torch.float64)
     rows = rows[some]
     # Coordinates with the same inner products: n of them instead of f.
-    wide = described[some].double()
+    wide = described[some]
     values, vectors = torch.linalg.eigh(wide @ wide.T)
     x = vectors * values.clamp(min=0).sqrt()
     tried = list(itertools.product(_WEIGHTS, _WEIGHTS))

@@ -1,20 +1,23 @@
 """What a classifier of series has found when it is fitted, and what it computes from it.
 
-Letters: n and m series, f features, e dimensions of the ridge's outputs, d = e + 1, k classes, a of
-them added, c = k + a.
+Letters: n and m series, f features of the ridge, g with the statistics that may follow, e
+dimensions of the ridge's outputs, d = e + 1, k classes, a of them added, c = k + a.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from spherescan.calibration import fit_scale, laplace_smoothing
+from spherescan.calibration import fit_scale, laplace_smoothing, probabilities
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.familiarity import Familiarity
+from spherescan.estimators.stream import ClassAnswer
 from spherescan.features import added_cosine, seen_from_below
 
 TENSORS = (
@@ -45,23 +48,48 @@ class FittedClassifier:
     added_bias: Float[Tensor, " a"]
     added_reach: Float[Tensor, " a"]
     scale: float
-    described: Float[Tensor, "n f"] | None
+    described: Float[Tensor, "n g"] | None
     familiarity: Familiarity
 
-    def points(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m e"]:
+    def points(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m e"]:
         """Return where series lie among the corners, before they are seen from below."""
-        return described @ self.weight + self.bias
+        return self.features.for_ridge(described) @ self.weight + self.bias
 
-    def cosines(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m c"]:
+    def cosines(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m c"]:
         """Return how near series are to all classes."""
         z = self.points(described)
         found = seen_from_below(z) @ self.prototypes.T
         if not len(self.added_bias):
             return found
         # One by one: a product of another width may round in another way.
-        t = torch.stack([described @ weight for weight in self.added_weight], 1) + self.added_bias
+        x = self.features.for_ridge(described)
+        t = torch.stack([x @ weight for weight in self.added_weight], 1) + self.added_bias
         squared = z.square().sum(1, keepdim=True).expand_as(t)
         return torch.cat([found, added_cosine(t, squared, self.added_reach)], 1)
+
+    def answer(
+        self,
+        classes: NDArray[Any],
+        threshold: float,
+        unknown_label: Any,
+        n_steps: int,
+        described: Float[Tensor, "1 g"],
+    ) -> ClassAnswer:
+        """Answer for a stream.
+
+        Args:
+            classes: Labels.
+            threshold: Of how much a series is like those of a class; below it, it is unknown.
+            unknown_label: What is then said.
+            n_steps: Samples of the stream.
+            described: Features of what it had.
+        """
+        cosines = self.cosines(described)
+        known = float(self.familiarity.score(cosines, self.familiarity.kept(described)))
+        shares = probabilities(cosines, self.scale)[0].numpy()
+        best = int(cosines[0].argmax())
+        label = unknown_label if known < threshold else classes[best]
+        return ClassAnswer(n_steps, label, float(shares[best]), shares, cosines[0].numpy(), known)
 
     def left_out_squared(self, cosines: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:
         """Return the square of how far from the middle series lie, from their cosines."""
@@ -70,7 +98,7 @@ class FittedClassifier:
 
 
 def expect_sound(
-    tensors: Mapping[str, Tensor | None], n_features: int, n_classes: int, scale: float
+    tensors: Mapping[str, Tensor | None], features: SeriesFeatures, n_classes: int, scale: float
 ) -> None:
     """Check what came from a file.
 
@@ -82,6 +110,7 @@ def expect_sound(
     assert prototypes is not None
     assert target is not None
     assert added_bias is not None
+    n_features = features.n_features
     n, k, added = target.numel(), n_classes - added_bias.numel(), added_bias.numel()
     shapes = {
         "weight": (n_features, k - 1),
@@ -92,7 +121,7 @@ def expect_sound(
         "added_weight": (added, n_features),
         "added_bias": (added,),
         "added_reach": (added,),
-        "described": (n, n_features),
+        "described": (n, n_features + features.n_statistics),
     }
     types = {"target": torch.int64, "described": torch.float32}
     for name, tensor in tensors.items():

@@ -59,13 +59,17 @@ class _Fitted:
 
     def heights(self, described: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
         """Return how high series lie, before they are seen from the origin."""
-        return described.double() @ self.weight + self.bias
+        return self.features.for_ridge(described) @ self.weight + self.bias
 
     def values(self, described: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
         """Return the values of series."""
         cosines = cosine_of_height(self.heights(described))
         found = from_cosine(cosines, lower=self.lower, upper=self.upper)
         return found.clamp(self.lower, self.upper)
+
+    def answer(self, n_steps: int, described: Float[Tensor, "1 f"]) -> NumberAnswer:
+        """Answer for a stream of so many samples, which has these features."""
+        return NumberAnswer(n_steps, float(self.values(described)))
 
 
 class SequenceRegressor(RegressorMixin, SeriesEstimator):
@@ -189,7 +193,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             vocab_size=None if self.vocab_size is None else vocabulary_of(self),
             generator=generator,
         )
-        fitted = sphere_ridge(rows.double(), goal)
+        fitted = sphere_ridge(features.for_ridge(rows), goal)
         left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
         return self._keep(
             _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
@@ -237,12 +241,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             ValueError: A regressor that needs the whole series.
         """
         check_is_fitted(self)
-        fitted = self._fitted
-
-        def answer(n_steps: int, z: Float[Tensor, "1 d"]) -> NumberAnswer:
-            return NumberAnswer(n_steps, float(fitted.values(fitted.features.of_unit_vectors(z))))
-
-        return SeriesStream(fitted.features, answer)
+        return SeriesStream(self._fitted.features, self._fitted.answer)
 
     def report(self, path: str | Path, X: Any = None, y: Any = None) -> Path:
         """Write one HTML page: predicted and true values, intervals, the sphere.

@@ -57,7 +57,7 @@ class Saved:
             TypeError: A setting of another type.
         """
         expect_whole("n_features", estimator.n_features)
-        features.expect_causal(causal=bool(estimator.causal))
+        features.expect_kind(causal=bool(estimator.causal), selective=bool(estimator.selective))
         settings = network_settings(estimator, n_series)
         asked, verbose, networks = estimator.n_networks, estimator.verbose, features.networks
         expect_vocabulary_of_fit(estimator, features.vocab_size)
@@ -111,7 +111,7 @@ class Saved:
                 number of channels.
         """
         network_settings(estimator, n_series)
-        features.expect_causal(causal=self.causal)
+        features.expect_kind(causal=self.causal, selective=self.selective)
         if self.length < 1 or self.n_features < 1:
             raise ValueError(f"length is {self.length} and n_features {self.n_features}")
         n, names = self.n_features_in, self.feature_names

@@ -17,6 +17,7 @@ from torch.nn import functional
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.networks import Networks
 from spherescan.estimators.sequences import checked_tokens
+from spherescan.features import RunningStatistics
 from spherescan.nn import (
     StreamState,
     digest_of_weights,
@@ -27,6 +28,7 @@ from spherescan.nn import (
 
 # Positions that go through the networks at once: it bounds the memory of a push.
 _PIECE = 512
+_STATISTICS = "statistics/"  # begins the names of their tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value
@@ -35,10 +37,11 @@ class ClassAnswer:
 
     Attributes:
         n_steps: How many samples or tokens that is.
-        label: The nearest class.
-        probability: Of that class.
+        label: The nearest class, or what the stream calls unknown.
+        probability: Of the nearest class.
         probabilities: Of every class, in the order of `classes_`.
         cosines: With every class.
+        known_score: How much the series is like those of a class.
     """
 
     n_steps: int
@@ -46,6 +49,7 @@ class ClassAnswer:
     probability: float
     probabilities: NDArray[np.float64]
     cosines: NDArray[np.float64]
+    known_score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +76,21 @@ class SeriesStream(Generic[A]):
 
     Args:
         features: Those of the estimator.
-        answer: Makes an answer of the number of samples and their mean unit vector.
+        answer: Makes an answer of the number of samples and their features.
 
     Raises:
         ValueError: Features of whole series.
     """
 
     def __init__(
-        self, features: SeriesFeatures, answer: Callable[[int, Float[Tensor, "1 d"]], A]
+        self, features: SeriesFeatures, answer: Callable[[int, Float[Tensor, "1 f"]], A]
     ) -> None:
         if features.fixed is not None or features.networks is None:
             raise ValueError(
                 "this estimator looks at whole series: quantiles of convolutions, and models that "
                 "read from the end too; fit one with causal=True"
             )
-        self._networks, self._answer = features.networks, answer
+        self._features, self._networks, self._answer = features, features.networks, answer
         self._digest: Tensor | None = None
         self.reset()
 
@@ -97,6 +101,9 @@ class SeriesStream(Generic[A]):
 
     def reset(self) -> None:
         """Begin a new series."""
+        self._statistics: RunningStatistics | None = None
+        if self._features.n_statistics:
+            self._statistics = RunningStatistics.of_nothing(self._networks.n_channels)
         with torch.inference_mode():
             self._states = [start_stream(model, batch=1) for model in self._networks.each()]
         self._n_steps = 0
@@ -123,6 +130,7 @@ class SeriesStream(Generic[A]):
             raise ValueError("nothing has been pushed; give at least one sample")
         networks, stride = self._networks, self._networks.stride
         with torch.inference_mode():
+            statistics = None if self._statistics is None else self._statistics.extended(rows)
             rows = torch.cat([self._open, rows])
             whole = len(rows) // stride * stride
             done = rows[:whole]
@@ -133,10 +141,13 @@ class SeriesStream(Generic[A]):
             # An unfinished stride counts as far as it goes, for this answer alone.
             seen = _extended(networks, states, rest.mean(0, keepdim=True)) if len(rest) else states
             z = _mean_vector(networks, seen)
-            if not bool(z.isfinite().all()):
+            values = None if statistics is None else statistics.values()
+            described = self._features.of_stream(z, values)
+            if not bool(described.isfinite().all()):
                 raise ValueError("samples so large that the answer is not finite; check their unit")
-            found = self._answer(n_steps, z)
+            found = self._answer(n_steps, described)
         self._states, self._open, self._n_steps = states, rest, n_steps
+        self._statistics = statistics
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -148,6 +159,9 @@ class SeriesStream(Generic[A]):
             "open": self._open,
             "networks": self._digest,
         }
+        if self._statistics is not None:
+            held = self._statistics.tensors()
+            state |= {_STATISTICS + name: tensor for name, tensor in held.items()}
         for index, each in enumerate(self._states):
             state |= {f"{index}/{name}": tensor for name, tensor in each.tensors().items()}
         return state
@@ -175,6 +189,9 @@ class SeriesStream(Generic[A]):
         if not torch.equal(state["networks"], expected["networks"]):
             raise ValueError("the state belongs to a stream of another estimator")
         self._n_steps, self._open = int(n_steps), state["open"].clone()
+        if self._statistics is not None:
+            held = {name: state[_STATISTICS + name].clone() for name in self._statistics.tensors()}
+            self._statistics = RunningStatistics(self._n_steps, **held)
         self._states = [
             each.with_tensors({name: state[f"{index}/{name}"].clone() for name in each.tensors()})
             for index, each in enumerate(self._states)

@@ -12,15 +12,23 @@ from spherescan.features.sphere_ridge import (
     seen_from_below,
     sphere_ridge,
 )
-from spherescan.features.statistics import channel_statistics
+from spherescan.features.statistics import (
+    LEAST_DEVIATION,
+    N_STATISTICS,
+    RunningStatistics,
+    channel_statistics,
+)
 
 __all__ = [
+    "LEAST_DEVIATION",
+    "N_STATISTICS",
     "ClassColumn",
     "FixedFeatures",
     "Hydra",
     "MiniRocket",
     "NGrams",
     "Ridge",
+    "RunningStatistics",
     "SphereRidge",
     "added_cosine",
     "channel_statistics",

@@ -13,12 +13,8 @@ from torch import Generator, Tensor, nn
 from spherescan.features.hydra import IN_GROUP, Hydra
 from spherescan.features.kernels import TAPS, longest_dilation_exponent
 from spherescan.features.minirocket import MiniRocket
-from spherescan.features.statistics import channel_statistics
+from spherescan.features.statistics import LEAST_DEVIATION, N_STATISTICS, channel_statistics
 
-# A feature that is the same for all training series says nothing, and gets no weight. Features are
-# shares, roots of counts, and values in units of a channel's deviation; what differs by less than
-# this is rounding of the data, such as the mean of series that were normalised one by one.
-_LEAST_DEVIATION = 1e-2
 _LONGEST = 1 << 40  # of a series; a longer one has no room in a memory
 
 
@@ -71,7 +67,7 @@ class FixedFeatures(nn.Module):
             self.rocket.n_features,
             self.rocket_of_differences.n_features,
             self.hydra.n_features,
-            4 * n_channels,
+            N_STATISTICS * n_channels,
         )
         self.register_buffer("channel_mean", torch.zeros(n_channels, dtype=torch.float64))
         self.register_buffer("channel_std", torch.ones(n_channels, dtype=torch.float64))
@@ -159,7 +155,7 @@ class FixedFeatures(nn.Module):
         size = torch.tensor(self.sizes).repeat_interleave(torch.tensor(self.sizes))
         self.mean.copy_(raw.double().mean(0))
         self.scale.copy_(
-            torch.where(deviation > _LEAST_DEVIATION, 1 / (deviation * size.sqrt()), 0.0)
+            torch.where(deviation > LEAST_DEVIATION, 1 / (deviation * size.sqrt()), 0.0)
         )
         return (raw - self.mean) * self.scale
 
