@@ -151,6 +151,8 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
     answers = [each.push(X[0, :, 11:]) for each in (stream, other)]
     assert np.array_equal(answers[0].cosines, answers[1].cosines)
     assert answers[0].known_score == answers[1].known_score
+    both = stream.state_dict(), other.state_dict()
+    assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
     assert answers[1].n_steps == 30
     with pytest.raises(ValueError, match="not a state"):
         other.load_state_dict({**state, "open": torch.zeros(5, 2)})
