@@ -460,7 +460,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             caution=caution,
             known=known,
             without_own=strange,
-            known_is="known score",
+            known_is=fitted.familiarity.in_words,
         )
 
     def _facts(self) -> dict[str, str]:
