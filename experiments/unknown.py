@@ -1,6 +1,6 @@
 """Series of classes that were never seen, with the classifier's defaults and with linear softmax.
 
-    OMP_NUM_THREADS=1 python experiments/unknown.py [--draws 5]
+    OMP_NUM_THREADS=1 python experiments/unknown.py [--draws 5] [--causal]
 
 JapaneseVowels, with its official split and split anew in each draw, and MNIST-1D (generated, 100
 series of each class to train). A draw leaves 40 % of the classes out of training. The rival is a
@@ -52,16 +52,17 @@ def of(data: Data, keep: np.ndarray) -> Data:
     return [data[0][i] for i in keep], data[1][keep]
 
 
-def run(train: Data, test: Data, seed: int) -> dict[str, float]:
+def run(train: Data, test: Data, seed: int, *, causal: bool) -> dict[str, float]:
     """Return the figures of one draw."""
     classes = np.unique(train[1])
     rng = np.random.default_rng(seed)
     known = rng.permutation(classes)[: len(classes) - round(0.4 * len(classes))]
     train = of(train, np.isin(train[1], known).nonzero()[0])
     is_known = np.isin(test[1], known)
-    ours = SequenceClassifier(random_state=seed).fit(*train)
+    ours = SequenceClassifier(causal=causal, random_state=seed).fit(*train)
     features = ours._fitted.features
-    rows, new_rows = (described(ours, features, X).numpy() for X in (train[0], test[0]))
+    rows = features.for_ridge(ours._fitted.described).numpy()
+    new_rows = features.for_ridge(described(ours, features, test[0])).numpy()
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     search = GridSearchCV(
         LogisticRegression(max_iter=2000),
@@ -99,10 +100,13 @@ def main() -> None:
     """Print mean and range of each figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--causal", action="store_true", help="networks that read one way")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.draws} draws")
     for name in SETS:
-        draws = [run(*load(name, seed), seed) for seed in range(options.draws)]
+        draws = [
+            run(*load(name, seed), seed, causal=options.causal) for seed in range(options.draws)
+        ]
         print(f"\n| {name}, % | mean | range |\n|---|---|---|")
         for figure in draws[0]:
             values = [100 * float(draw[figure]) for draw in draws]

@@ -1,25 +1,23 @@
 """How much a series is like those that were learned."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from spherescan.calibration import auroc
 from spherescan.estimators import SequenceClassifier
-from spherescan.estimators.familiarity import Familiarity, Kept
+from spherescan.estimators.familiarity import Familiarity, Kept, _units
 from spherescan.estimators.sequences import described
 
 T = np.linspace(0, 6, 40)
 
 
-def waves(n: int, k: int, *, level: float = 0.0, spread: float = 0.0, seed: int = 0):
+def waves(n, k, *, level=0.0, spread=0.0, noise=0.3, seed=0):
     """Return series of k frequencies; each class has a level, from which each series departs."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
     offset = level * y + spread * rng.standard_normal(n)
-    X = np.sin((1 + y[:, None]) * T) + offset[:, None] + 0.3 * rng.standard_normal((n, 40))
+    X = np.sin((1 + y[:, None]) * T) + offset[:, None] + noise * rng.standard_normal((n, 40))
     return X, y
 
 
@@ -86,17 +84,72 @@ def test_left_out_scores_are_like_those_of_new_series():
 def test_leaving_classes_out_finds_out_whether_the_level_tells_them_apart():
     by_level = fitted(*waves(90, 6, level=1.0, spread=0.05))._fitted.familiarity.weights
     by_shape = fitted(*waves(90, 6, level=0.0, spread=5.0))._fitted.familiarity.weights
-    X, y = waves(90, 6, level=1.0, spread=0.05)
-    units = fitted(X, y)._fitted.familiarity
+    again = fitted(*waves(90, 6, level=1.0, spread=0.05))._fitted.familiarity.weights
     assert by_level[0] > 0
     assert by_shape[0] * 5 < by_level[0]
-    assert units.weights.tolist() == by_level.tolist()  # and always the same
+    assert again.tolist() == by_level.tolist()
 
 
-def test_what_has_the_shape_of_a_class_at_another_level_is_less_known():
-    X, y = waves(60, 2, spread=0.1)
+def relative(classifier):
+    """Return weights in units of the spread of distances."""
+    familiarity, left_out = classifier._fitted.familiarity, classifier._fitted.left_out
+    rows, target = familiarity.rows, familiarity.target
+    near = familiarity.kept.distances(rows, left_out.argmax(1), rows, target, same=True)
+    return (familiarity.weights / _units(left_out, near)).round(decimals=9).tolist()
+
+
+def test_networks_that_have_learned_a_class_do_not_judge_by_its_absence():
+    X, y = waves(90, 6, spread=1.0, noise=1.0)
+    alone, beside = fitted(X, y), fitted(X, y, n_networks=2, max_steps=100)
+    assert beside._fitted.features.networks is not None
+    assert alone._fitted.left_out.tolist() != beside._fitted.left_out.tolist()
+    assert relative(beside) == relative(alone) != [0.5, 0.5]
+
+
+def test_one_strange_training_series_changes_little():
+    X, y = waves(80, 2, spread=0.1)
+    new = waves(80, 2, spread=0.1, seed=1)[0] + 2
+    for offset in (0, 30):
+        X[0] += offset
+        assert (fitted(X, y).predict_open(new) == "unknown").mean() > 0.95
+
+
+@pytest.mark.parametrize("settings", [{}, {"causal": True, "n_networks": 2, "max_steps": 5}])
+def test_a_channel_that_never_moved_makes_a_series_unknown_when_it_does(settings):
+    def silent(n, seed):
+        X, y = waves(n, 3, spread=0.1, seed=seed)
+        return np.stack([X, np.zeros_like(X)], 1), y
+
+    classifier = fitted(*silent(60, 0), **settings)
+    new = silent(60, 1)[0]
+    assert (classifier.predict_open(new) == "unknown").mean() < 0.25
+    new[:, 1] += 0.5
+    assert (classifier.predict_open(new) == "unknown").all()
+
+
+def test_features_are_kept_evenly_from_each_group():
+    X, y = waves(30, 3)
+    features = SequenceClassifier(n_features=504, random_state=0).fit(X, y)._fitted.features
+    kept = Kept.of(features)
+    sizes = features.fixed.sizes[:-1]
+    assert min(sizes) > 256
+    assert kept.n_statistics == 4
+    groups = kept.columns[:-4].split(256)
+    for first, size, columns in zip(np.cumsum([0, *sizes]), sizes, groups, strict=False):
+        assert columns[0] == first
+        assert first + size - size // 256 - 1 <= columns[-1] < first + size
+        assert set(columns.diff().tolist()) <= {size // 256, size // 256 + 1}
+    np.testing.assert_allclose(kept.stretch[:-4].square(), np.repeat(sizes, 256) / 256)
+    assert kept.columns[-4:].tolist() == [features.n_features + i for i in range(4)]
+    assert kept.stretch[-4:].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_what_has_the_shape_of_a_class_at_another_level_is_less_known(k, noise):
+    X, y = waves(20 * k, k, spread=0.1, noise=noise)
     classifier = fitted(X, y)
-    new = waves(40, 2, spread=0.1, seed=1)[0]
+    new = waves(40, k, spread=0.1, noise=noise, seed=1)[0]
     assert told_apart(classifier, new, new + 2) > 0.95
     assert told_apart(classifier, new, 3 * new) > 0.95
     assert (classifier.predict_open(new + 2) == "unknown").mean() > 0.9
@@ -123,6 +176,9 @@ def test_networks_alone_know_what_is_far_away_by_its_statistics():
         assert told_apart(classifier, new, new + 3) > 0.9
         assert told_apart(classifier, new, 5 * new) > 0.9
         assert (classifier.predict_open(new, rejection=0.1) == "unknown").mean() < 0.25
+    # Both distances would be the same one.
+    weights = classifier._fitted.familiarity.weights
+    assert weights[0] > 0 == weights[1]
     # What follows the features of the ridge is for distances alone.
     assert classifier._fitted.weight.shape == (3, 2)
     rows = described(classifier, classifier._fitted.features, X)
@@ -176,9 +232,18 @@ def test_what_a_state_holds_is_checked(kept):
         "left_out": torch.zeros(2).double(),
     }
     made = Familiarity.of_state(good, kept, target)
-    assert dataclasses.replace(made).weights.tolist() == [1, 1]
-    for name, tensor in (("rows", torch.zeros(3, 3)), ("weights", torch.zeros(3).double())):
-        with pytest.raises(ValueError, match=f"{name} is"):
-            Familiarity.of_state(good | {name: tensor}, kept, target)
-    with pytest.raises(ValueError, match="below 0"):
-        Familiarity.of_state(good | {"weights": -torch.ones(2).double()}, kept, target)
+    assert (
+        made.score(torch.eye(2).double(), torch.ones(2, 3)).tolist()
+        == [pytest.approx(1 - 1 - 6**0.5)] * 2
+    )
+    for name, tensor, reason in (
+        ("rows", torch.zeros(3, 3), "rows of known scores is"),
+        ("weights", torch.zeros(3).double(), "weights of known scores is"),
+        ("weights", -torch.ones(2).double(), "below 0"),
+        ("weights", torch.full((2,), 1e308, dtype=torch.float64), "not finite"),
+        ("left_out", torch.full((2,), torch.nan).double(), "not finite"),
+        ("left_out", None, "no left_out"),
+    ):
+        changed = {n: t for n, t in (good | {name: tensor}).items() if t is not None}
+        with pytest.raises(ValueError, match=reason):
+            Familiarity.of_state(changed, kept, target)

@@ -191,7 +191,7 @@ def test_partial_fit_is_the_ridge_over_everything_given_so_far(train, test):
             again = fitted.features(series, torch.ones(series.shape[:2]) > 0)
             torch.testing.assert_close(again[0], fitted.described[40 * row])
     targets = _unlifted(fitted.prototypes)[fitted.target]
-    expected = ridge(fitted.described.double(), targets)
+    expected = ridge(fitted.features.for_ridge(fitted.described), targets)
     torch.testing.assert_close(fitted.weight, expected.weight)
     torch.testing.assert_close(fitted.bias, expected.bias)
 

@@ -161,6 +161,7 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
     for name, value in (
         ("n_steps", torch.tensor(-3)), ("open", state["open"].float()),
         ("0/mixers/0/ssm", 0 * state["0/mixers/0/ssm"] / 0),
+        ("statistics/squares", -1 - state["statistics/squares"]),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="not a state"):
             other.load_state_dict({**state, name: value})

@@ -1,5 +1,6 @@
 """State-space models in the regressor: beside fixed features, alone, and in streams."""
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -75,12 +76,15 @@ def test_a_stream_equals_the_whole_series_at_every_sample(causal, length):
         assert answer.n_steps == stream.n_steps == t + 1
 
 
-def test_a_stream_goes_on_where_its_state_was_taken(causal):
+def test_a_stream_goes_on_where_its_state_was_taken(causal, tmp_path):
     X, _ = ramps(1, seed=4)
     stream, other = causal.stream(), causal.stream()
     stream.push(X[0, :, :11])
     other.load_state_dict(stream.state_dict())
     assert stream.push(X[0, :, 11:]) == other.push(X[0, :, 11:])
+    joblib.dump(stream, tmp_path / "stream")
+    assert joblib.load(tmp_path / "stream").push(X[0]) == stream.push(X[0])
+    assert causal._fitted.features.n_statistics == 0  # nothing is unknown to a regressor
     another = SequenceRegressor(**QUICK | {"random_state": 1}, causal=True).fit(*ramps()).stream()
     with pytest.raises(ValueError, match="of another estimator"):
         another.load_state_dict(stream.state_dict())

@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from sklearn import config_context
 from sklearn.exceptions import NotFittedError
 
+from spherescan.calibration import auroc
 from spherescan.errors import ConfigError
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
 from spherescan.estimators.sequences import class_indices
@@ -66,6 +68,9 @@ def test_with_series_it_is_about_these(classifier, tmp_path):
     text = path.read_text()
     assert f"<dd>{classifier.score(X, y):.3f}</dd>" in text
     assert "7 series given as unknown" in text
+    assert "less how far the nearest training series of that class is" in text
+    scores = (torch.from_numpy(classifier.known_score(each)) for each in (X, unknown))
+    assert f"AUROC {auroc(*scores):.3f}" in text
     points = [trace for trace in drawn["sphere"]["data"] if trace.get("name") == "a&lt;b"]
     assert len(points[0]["x"]) == 10
 

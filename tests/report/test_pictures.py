@@ -11,6 +11,7 @@ import torch
 from spherescan.nn import separated_prototypes
 from spherescan.report import (
     ClassAnswers,
+    Known,
     NumberAnswers,
     class_sphere,
     conflicts,
@@ -146,6 +147,15 @@ def test_without_unknown_series_those_of_other_classes_stand_in():
     target, axes = torch.tensor([0, 1, 0, 1]), torch.eye(2)
     same = ClassAnswers("4", ("a", "b"), torch.zeros(4, 2), target, axes[target], axes, 1.0)
     assert "AUROC 0.500" in open_set(same).text
+
+
+def test_scores_other_than_cosines_are_told_and_used():
+    asked = answers()
+    score, far = torch.arange(60.0), torch.full((60,), 29.5)
+    known = dataclasses.replace(asked, known=Known(score, far, "score of <mine>"))
+    assert "its score of <mine> is below" in open_set(known).text
+    assert "AUROC 0.500" in open_set(known).text
+    assert "AUROC 1.000" in open_set(known, torch.full((3,), -1.0)).text
 
 
 @pytest.mark.parametrize(("k", "d"), [(2, 1), (2, 2), (3, 2), (4, 3), (9, 9), (30, 5)])

@@ -51,10 +51,10 @@ from spherescan.estimators.stream import ClassAnswer, SeriesStream
 from spherescan.features import class_column, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
 from spherescan.paths import user_path
-from spherescan.report import ClassAnswers, page_path, without_own, write_page
+from spherescan.report import ClassAnswers, Known, page_path, without_own, write_page
 from spherescan.runs import read_checkpoint
 
-NEAR = "near."  # begins the names of what a file holds of `Familiarity`
+_NEAR = "near."  # begins the names of what a file holds of `Familiarity`
 
 
 class SequenceClassifier(ClassifierMixin, SeriesEstimator):
@@ -86,8 +86,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             not learned from, ends its training when their loss no longer falls.
         verbose: Whether to write the progress of the models to the standard error.
         reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
-            so many were added, `save` writes the features of the training series too, 4 bytes
-            each. In memory there is always room.
+            so many were added, `save` writes all features of the training series, 4 bytes each. In
+            memory there is always room. (A few hundred features of each, by which `known_score`
+            goes, are in every file.)
         vocab_size: How many tokens there are, whole numbers from 0, when X is sequences of them; of
             texts the tokens are bytes: 256. Fixed features are then `NGrams`: runs of one to four
             tokens, those that occur in the most sequences, at most `n_features` of each length.
@@ -232,8 +233,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 classifier that was saved without room.
         """
         check_is_fitted(self)
-        fitted = self._fitted
-        rows = self._described()
+        fitted, before = self._fitted, self._described()
         more = described(self, fitted.features, X)
         labels = labels_like(self.classes_, checked_labels(more, y))
         new, indices = np.unique(labels, return_inverse=True)
@@ -244,7 +244,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 "is known"
             )
         n_before = len(self.classes_)
-        rows = torch.cat([rows, more])
+        rows = torch.cat([before, more])
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
         left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
         apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
@@ -328,10 +328,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         """Return how much each series is like those of a class, of shape (n_cases,).
 
         The largest cosine, less how far the series is from the nearest training series of that
-        class, in level, spread and extremes of its channels and in all fixed features; see
-        `Familiarity`. What distances weigh was found by leaving classes out in turn.
-        Without fixed convolution features it is the largest cosine. Scores of series of known
-        classes are as `left_out_known_scores_`; what is below them is like no class.
+        class, in level, spread and extremes of its channels and in convolution features; see
+        `Familiarity`. Of tokens it is the largest cosine. Scores of series of known classes are as
+        `left_out_known_scores_`; what is below them is like no class.
         """
         return self._cosines_and_known(X)[1].numpy()
 
@@ -458,9 +457,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             fitted.prototypes,
             scale=fitted.scale,
             caution=caution,
-            known=known,
-            without_own=strange,
-            known_is=fitted.familiarity.in_words,
+            known=Known(known, strange, fitted.familiarity.in_words),
         )
 
     def _facts(self) -> dict[str, str]:
@@ -491,7 +488,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             scale=fitted.scale,
         )
         tensors = {name: getattr(fitted, name) for name in TENSORS}
-        tensors |= {NEAR + name: getattr(fitted.familiarity, name) for name in OF_FAMILIARITY}
+        tensors |= {_NEAR + name: getattr(fitted.familiarity, name) for name in OF_FAMILIARITY}
         if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
             tensors["described"] = fitted.described
         self._write(path, saved, tensors, fitted.features)
@@ -512,7 +509,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             labels = saved.classes()
             expect_sound(tensors, features, len(labels), saved.scale)
             familiarity = Familiarity.of_state(
-                checkpoint.below(NEAR), Kept.of(features), tensors["target"]
+                checkpoint.below(_NEAR), Kept.of(features), tensors["target"]
             )
             fitted = FittedClassifier(
                 features, **tensors, scale=saved.scale, familiarity=familiarity
@@ -567,6 +564,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             points[target],
             settings,
             vocab_size=None if self.vocab_size is None else vocabulary_of(self),
+            statistics=True,
             generator=generator,
         )
         return *described_by, points

@@ -2,7 +2,8 @@
 
 A sequence of tokens is a series too: where there is a vocabulary, fixed features are n-grams.
 
-Letters: n and m series, l length, c channels, f features, d prototype dimension.
+Letters: n and m series, l length, c channels, f features of a ridge, s statistics of channels,
+g = f + s, d prototype dimension, k classes, e dimensions of a ridge's outputs.
 """
 
 from collections.abc import Mapping
@@ -33,8 +34,8 @@ class SeriesFeatures(nn.Module):
     The unit vectors are standardised by those of the training series, each by a network that did
     not learn from it, and divided by the root of their number, as every group of fixed features is.
 
-    Networks alone look at shapes, and a series that is far from all others can have the shape of
-    one. So statistics of its channels follow: they are not for a ridge, but say how far it is.
+    Statistics of channels may follow. They are not for a ridge, but say how far a series is from
+    others: one that is far can have the shape of one that is known.
 
     Args:
         fixed: None where networks alone describe.
@@ -58,12 +59,7 @@ class SeriesFeatures(nn.Module):
         self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
         self.mean: Tensor
         self.scale: Tensor
-        aside = networks is not None and fixed is None and self.vocab_size is None
-        self.n_statistics = N_STATISTICS * self.n_channels if aside else 0
-        self.register_buffer("statistics_mean", torch.zeros(self.n_statistics, dtype=torch.float64))
-        self.register_buffer("statistics_scale", torch.ones(self.n_statistics, dtype=torch.float64))
-        self.statistics_mean: Tensor
-        self.statistics_scale: Tensor
+        self._hold_statistics(0)
 
     @classmethod
     def fitted(
@@ -77,6 +73,7 @@ class SeriesFeatures(nn.Module):
         settings: NetworkSettings,
         *,
         vocab_size: int | None,
+        statistics: bool,
         generator: Generator,
     ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
         """Fit networks where they are asked for.
@@ -91,6 +88,7 @@ class SeriesFeatures(nn.Module):
             points: Where the training series should be.
             settings: How many networks, and how they are trained.
             vocab_size: Of sequences of tokens.
+            statistics: Whether statistics of channels follow; of tokens there are none.
             generator: Source of networks.
 
         Returns:
@@ -98,13 +96,19 @@ class SeriesFeatures(nn.Module):
         """
         if not settings.n_networks:
             assert fixed is not None
-            return cls(fixed[0], None), fixed[1]
-        networks, left_out = Networks.fitted(
-            x, mask, target, prototypes, settings, vocab_size=vocab_size, generator=generator
-        )
-        if fixed is None:
-            return cls.of_networks(networks, left_out, x, mask)
-        return cls.joined(*fixed, networks, left_out, points, generator=generator)
+            made, rows = cls(fixed[0], None), fixed[1]
+        else:
+            networks, left_out = Networks.fitted(
+                x, mask, target, prototypes, settings, vocab_size=vocab_size, generator=generator
+            )
+            if fixed is None:
+                made, rows = cls.of_networks(networks, left_out)
+            else:
+                made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
+        if not statistics or vocab_size is not None:
+            return made, rows
+        made._fit_statistics(x, mask)
+        return made, made._followed(rows, made._statistics(x, mask))
 
     @classmethod
     def joined(
@@ -116,7 +120,7 @@ class SeriesFeatures(nn.Module):
         points: Float[Tensor, "n e"],
         *,
         generator: Generator,
-    ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n f"]]:
         """Weigh networks by how well a ridge on both predicts series that were left out.
 
         Args:
@@ -149,25 +153,13 @@ class SeriesFeatures(nn.Module):
 
     @classmethod
     def of_networks(
-        cls,
-        networks: Networks,
-        left_out: Float[Tensor, "n d"],
-        x: Float[Tensor, "n l c"] | Int[Tensor, "n l"],
-        mask: Bool[Tensor, "n l"],
-    ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
-        """Describe by networks alone, and by statistics; arguments and result as of `fitted`."""
+        cls, networks: Networks, left_out: Float[Tensor, "n d"]
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n d"]]:
+        """Describe by networks alone; arguments and result as of `joined`."""
         made = cls(None, networks)
         made.mean.copy_(left_out.mean(0))
         made.scale.copy_(_unit_scale(left_out))
-        if not made.n_statistics:
-            return made, made.of_unit_vectors(left_out)
-        raw = made._statistics(x, mask)
-        deviation = raw.std(0, correction=0)
-        made.statistics_mean.copy_(raw.mean(0))
-        made.statistics_scale.copy_(
-            torch.where(deviation > LEAST_DEVIATION, 1 / (deviation * made.n_statistics**0.5), 0.0)
-        )
-        return made, made.of_stream(left_out, raw)
+        return made, made.of_unit_vectors(left_out)
 
     @classmethod
     def of_state(
@@ -206,6 +198,8 @@ class SeriesFeatures(nn.Module):
             fixed = fixed_of_state(below["fixed"], length, vocab_size)
         networks = None if plan is None else Networks.of_state(below["networks"], plan)
         made = cls(fixed, networks)
+        if vocab_size is None and len(state["statistics_mean"]):
+            made._hold_statistics(N_STATISTICS * made.n_channels)
         made.load_state_dict(dict(state))
         for name in ("mean", "scale", "statistics_mean", "statistics_scale"):
             if not bool(getattr(made, name).isfinite().all()):
@@ -255,20 +249,20 @@ class SeriesFeatures(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "m l c"] | Int[Tensor, "m l"], mask: Bool[Tensor, "m l"]
-    ) -> Float[Tensor, "m f"]:
+    ) -> Float[Tensor, "m g"]:
         """Return the features of series, in float32.
 
         Args:
             x: Series, or sequences of tokens.
             mask: True on real positions, which come first, at least one in each series.
         """
-        if self.networks is None:
-            assert self.fixed is not None
-            return self.fixed(x, mask)
-        z = self.networks(x, mask)
+        parts: list[Tensor] = []
         if self.fixed is not None:
-            return self._beside(self.fixed(x, mask), z)
-        return self.of_stream(z, self._statistics(x, mask) if self.n_statistics else None)
+            parts.append(self.fixed(x, mask))
+        if self.networks is not None:
+            parts.append(self.of_unit_vectors(self.networks(x, mask)))
+        rows = torch.cat(parts, 1)
+        return self._followed(rows, self._statistics(x, mask)) if self.n_statistics else rows
 
     def for_ridge(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m f"]:
         """Return the features that a ridge has, in float64."""
@@ -279,25 +273,47 @@ class SeriesFeatures(nn.Module):
         return ((z - self.mean) * self.scale).float()
 
     def of_stream(
-        self, z: Float[Tensor, "m d"], statistics: Float[Tensor, "m s"] | None
-    ) -> Float[Tensor, "m f"]:
-        """Return the features of series that networks alone describe.
+        self, z: Float[Tensor, "1 d"], statistics: Float[Tensor, "1 s"] | None
+    ) -> Float[Tensor, "1 g"]:
+        """Return the features of a stream of networks that read one way.
 
         Args:
-            z: Unit vectors of the networks.
-            statistics: Of the channels, standardised by the networks; none of tokens.
+            z: Mean of their unit vectors.
+            statistics: Of the channels, standardised by the networks, where they follow.
         """
-        own = self.of_unit_vectors(z)
-        if statistics is None:
-            return own
+        rows = self.of_unit_vectors(z)
+        return rows if statistics is None else self._followed(rows, statistics)
+
+    def _hold_statistics(self, n: int) -> None:
+        self.n_statistics = n
+        self.register_buffer("statistics_mean", torch.zeros(n, dtype=torch.float64))
+        self.register_buffer("statistics_scale", torch.ones(n, dtype=torch.float64))
+        self.statistics_mean: Tensor
+        self.statistics_scale: Tensor
+
+    def _fit_statistics(self, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]) -> None:
+        raw = self._statistics(x, mask)
+        self._hold_statistics(raw.shape[1])
+        self.statistics_mean.copy_(raw.mean(0))
+        # What never moved in training and does now is the strongest sign of all.
+        deviation = raw.std(0, correction=0).clamp(min=LEAST_DEVIATION)
+        self.statistics_scale.copy_(1 / (deviation * raw.shape[1] ** 0.5))
+
+    def _statistics(
+        self, x: Float[Tensor, "m l c"], mask: Bool[Tensor, "m l"]
+    ) -> Float[Tensor, "m s"]:
+        by = self.networks if self.networks is not None else self.fixed
+        assert isinstance(by, Networks | FixedFeatures)
+        x = (x.double() - by.channel_mean) / by.channel_std
+        return channel_statistics(x.masked_fill(~mask[:, :, None], 0), mask)
+
+    def _followed(
+        self, rows: Float[Tensor, "m f"], statistics: Float[Tensor, "m s"]
+    ) -> Float[Tensor, "m g"]:
         far = (statistics - self.statistics_mean) * self.statistics_scale
-        return torch.cat([own, far.float()], 1)
+        return torch.cat([rows, far.float()], 1)
 
-    def _statistics(self, x: Tensor, mask: Tensor) -> Float[Tensor, "m s"]:
-        assert self.networks is not None
-        return channel_statistics(self.networks.standardised(x), mask)
-
-    def _beside(self, rows: Tensor, z: Tensor) -> Tensor:
+    def _beside(self, rows: Float[Tensor, "n f"], z: Float[Tensor, "n d"]) -> Float[Tensor, "n g"]:
         return torch.cat([rows, self.of_unit_vectors(z)], 1)
 
 

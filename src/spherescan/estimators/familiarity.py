@@ -1,6 +1,7 @@
 """How much a series is like those that were learned: how near its class, and how near one of them.
 
-Letters: n training series, m series, f features, g of them kept, k classes.
+Letters: n training series, m series, f features of a ridge, g with the statistics that follow, q of
+those kept, k classes.
 """
 
 import itertools
@@ -20,14 +21,18 @@ OF_FAMILIARITY = ("rows", "weights", "left_out")  # tensors that a file holds
 
 # Of a group of features so many are kept at most; the others say much the same.
 _MOST_KEPT = 256
-# What the distances may weigh, each in units of deviation, against the cosine.
+# What the distances may weigh against the cosine, each in units of its spread.
 _WEIGHTS = (0.0, 0.5, 1.0, 2.0)
-# Of two classes none can be left out to find the weights.
-_UNTRIED = (1.0, 1.0)
+# Where no class can be left out to find them: there are two, or networks have learned them all.
+_UNTRIED = (0.5, 0.5)
+# Weights that tell classes apart as well as the best, but for rounding: the nearest to those win.
+_ROUNDING = 1e-9
 # More series do not tell weights apart any better, and each part of the classes takes a fit.
 _ENOUGH, _MOST_PARTS = 500, 10
 # Series whose distances are taken at once.
 _AT_ONCE = 256
+# What a file may say: larger numbers would not stay finite.
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,44 +40,38 @@ class Kept:
     """Which of the features distances are taken in; none of tokens.
 
     Attributes:
-        columns: Their indices; those of the statistics of channels are the last.
+        columns: Their indices: some of each group of convolutions, then statistics of channels.
         stretch: What each is multiplied by, so that a group weighs as much as all of it would.
         n_statistics: How many are statistics of channels.
     """
 
-    columns: Int[Tensor, " g"]
-    stretch: Float[Tensor, " g"]
+    columns: Int[Tensor, " q"]
+    stretch: Float[Tensor, " q"]
     n_statistics: int
 
     @classmethod
     def of(cls, features: SeriesFeatures) -> "Kept":
-        """Spread them evenly over each group of fixed features.
-
-        Where networks alone describe a series, they are the statistics that follow.
-        """
-        fixed = features.fixed
-        columns, stretch, first = [], [], 0 if fixed else features.n_features
-        *convolutions, n_statistics = (
-            fixed.sizes if isinstance(fixed, FixedFeatures) else (features.n_statistics,)
-        )
-        for size in convolutions:
+        """Spread them evenly over each group of convolutions."""
+        columns, stretch, first = [], [], 0
+        fixed, n_statistics = features.fixed, features.n_statistics
+        for size in fixed.sizes[:-1] if isinstance(fixed, FixedFeatures) else ():
             n = min(size, _MOST_KEPT)
             columns.append(first + torch.arange(n) * size // n)
             stretch.append(torch.full((n,), (size / n) ** 0.5, dtype=torch.float64))
             first += size
-        columns.append(first + torch.arange(n_statistics))
+        columns.append(features.n_features + torch.arange(n_statistics))
         stretch.append(torch.ones(n_statistics, dtype=torch.float64))
         return cls(torch.cat(columns), torch.cat(stretch), n_statistics)
 
-    def __call__(self, described: Float[Tensor, "m f"]) -> Float[Tensor, "m g"]:
+    def __call__(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m q"]:
         """Return them of series that are described."""
         return described[:, self.columns]
 
     def distances(
         self,
-        x: Float[Tensor, "m g"],
+        x: Float[Tensor, "m q"],
         nearest: Int[Tensor, " m"],
-        rows: Float[Tensor, "n g"],
+        rows: Float[Tensor, "n q"],
         target: Int[Tensor, " n"],
         *,
         same: bool = False,
@@ -88,15 +87,16 @@ class Kept:
                 class has no other, the nearest of all counts.
 
         Returns:
-            The distance in statistics of channels, and that in all kept features.
+            The distance in statistics of channels, and that in all kept features; 0 where there are
+            no convolutions, of which it would repeat the first.
         """
         found = torch.zeros(len(x), 2, dtype=torch.float64)
         every = torch.arange(len(rows))
-        wide, all_rows = x * self.stretch, rows * self.stretch
 
         def take(asked: Int[Tensor, " a"], among: Int[Tensor, " b"]) -> None:
+            others = rows[among] * self.stretch
             for part in torch.split(asked, _AT_ONCE):
-                squares = _squares(wide[part], all_rows[among], self.n_statistics)
+                squares = _squares(x[part] * self.stretch, others, self.n_statistics)
                 if same:
                     squares.masked_fill_(part[:, None] == among, torch.inf)
                 found[part] = squares.amin(2).sqrt().T
@@ -104,6 +104,8 @@ class Kept:
         for index in torch.unique(nearest):
             take((nearest == index).nonzero()[:, 0], every[target == index])
         take(found.isinf().all(1).nonzero()[:, 0], every)
+        if len(self.columns) == self.n_statistics:
+            found[:, 1] = 0
         return found
 
 
@@ -116,6 +118,11 @@ class Familiarity:
     s are statistics of channels and x all kept features; s_i and x_j are those of the training
     series of the nearest class that is nearest by each.
 
+    Weights are found by leaving classes out in turn: those that tell their series best from those
+    of the others. Networks have learned all classes, so their features take no part in that; where
+    they alone describe series, or there are two classes, each distance weighs half as much as the
+    cosine.
+
     Attributes:
         kept: Which features these are.
         rows: What they are of the training series.
@@ -125,7 +132,7 @@ class Familiarity:
     """
 
     kept: Kept
-    rows: Float[Tensor, "n g"]
+    rows: Float[Tensor, "n q"]
     target: Int[Tensor, " n"]
     weights: Float[Tensor, " 2"]
     left_out: Float[Tensor, " n"]
@@ -134,7 +141,7 @@ class Familiarity:
     def of(
         cls,
         features: SeriesFeatures,
-        described: Float[Tensor, "n f"],
+        described: Float[Tensor, "n g"],
         target: Int[Tensor, " n"],
         cosines: Float[Tensor, "n k"],
         weights: Float[Tensor, " 2"] | None = None,
@@ -146,15 +153,15 @@ class Familiarity:
             described: The training series.
             target: Their classes.
             cosines: What each has with each class, left out.
-            weights: When missing, those that tell series of classes that are left out in turn best
-                from all others.
+            weights: To be found when missing.
         """
         kept = Kept.of(features)
         rows = kept(described)
         distances = kept.distances(rows, cosines.argmax(1), rows, target, same=True)
         if weights is None:
-            units = _units(cosines, distances)
-            weights = units * _relative_weights(kept, features.for_ridge(described), rows, target)
+            n_fixed = 0 if features.fixed is None else features.fixed.n_features
+            relative = _relative_weights(kept, described[:, :n_fixed], rows, target)
+            weights = _units(cosines, distances) * relative
         return cls(kept, rows, target, weights, largest_score(cosines) - distances @ weights)
 
     @classmethod
@@ -164,9 +171,8 @@ class Familiarity:
         """Make it again from its tensors, which may come from anyone.
 
         Raises:
-            ValueError: Another shape or type than fits, a value that is not finite, or a weight
-                below 0.
-            KeyError: A tensor is missing.
+            ValueError: A tensor is missing, of another shape or type than fits, or holds a value
+                that cannot be.
         """
         n = len(target)
         sizes = {
@@ -175,19 +181,31 @@ class Familiarity:
             "left_out": (torch.float64, (n,)),
         }
         for name, (dtype, shape) in sizes.items():
-            tensor = state[name]
+            tensor = state.get(name)
+            if tensor is None:
+                raise ValueError(f"no {name} of known scores")
             if tensor.dtype != dtype or tensor.shape != shape:
                 raise ValueError(
-                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
-                    f"{n} series and {len(kept.columns)} features"
+                    f"{name} of known scores is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                    f"which does not fit {n} series and {len(kept.columns)} features"
                 )
-            if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name} holds a value that is not finite")
+            if not bool((tensor.abs() <= _LARGEST).all()):
+                raise ValueError(f"{name} of known scores holds a value that is not finite")
         if bool((state["weights"] < 0).any()):
-            raise ValueError("weights holds a value below 0")
+            raise ValueError("weights of known scores holds a value below 0")
         return cls(kept, state["rows"], target, state["weights"], state["left_out"])
 
-    def score(self, cosines: Float[Tensor, "m k"], x: Float[Tensor, "m g"]) -> Float[Tensor, " m"]:
+    @property
+    def in_words(self) -> str:
+        """What a score is."""
+        if not bool(self.weights.any()):
+            return "largest cosine"
+        return (
+            "known score (its largest cosine, less how far the nearest training series of that "
+            "class is)"
+        )
+
+    def score(self, cosines: Float[Tensor, "m k"], x: Float[Tensor, "m q"]) -> Float[Tensor, " m"]:
         """Return the scores of new series.
 
         Args:
@@ -199,7 +217,7 @@ class Familiarity:
 
 
 def _squares(
-    x: Float[Tensor, "m g"], rows: Float[Tensor, "n g"], n_last: int
+    x: Float[Tensor, "m q"], rows: Float[Tensor, "n q"], n_last: int
 ) -> Float[Tensor, "2 m n"]:
     """Return squared distances in the last columns, and in all.
 
@@ -215,32 +233,36 @@ def _squares(
 
 
 def _units(cosines: Float[Tensor, "n k"], distances: Float[Tensor, "n 2"]) -> Float[Tensor, " 2"]:
-    """Return how many deviations of the cosine go into one of each distance, 0 where none does."""
-    spread = distances.std(0, correction=0)
-    return torch.where(spread > 0, largest_score(cosines).std(correction=0) / spread, 0.0)
+    """Return the spread of the cosine in that of each distance; 0 of a distance without one."""
+    spread = _spread(distances)
+    return torch.where(spread > 0, _spread(largest_score(cosines)) / spread, 0.0)
+
+
+def _spread(values: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
+    """Return how far apart quartiles are, which a few strange values do not change."""
+    return values.quantile(0.75, dim=0) - values.quantile(0.25, dim=0)
 
 
 def _relative_weights(
     kept: Kept,
-    described: Float[Tensor, "n f"],
-    rows: Float[Tensor, "n g"],
+    x: Float[Tensor, "n f"],
+    rows: Float[Tensor, "n q"],
     target: Int[Tensor, " n"],
 ) -> Float[Tensor, " 2"]:
-    """Find weights, in deviations, by leaving classes out: how well are these then told apart?"""
+    """Find weights in units of spread."""
     some = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))[:_ENOUGH]
     classes, target = torch.unique(target[some], return_inverse=True)
     k = len(classes)
-    if not len(kept.columns) or k < 3:
-        return torch.tensor(_UNTRIED, dtype=torch.float64)
-    rows = rows[some]
+    untried = torch.tensor(_UNTRIED, dtype=torch.float64)
+    if not len(kept.columns) or not x.shape[1] or k < 3:
+        return untried
+    rows, wide = rows[some], x[some].double()
     # Coordinates with the same inner products: n of them instead of f.
-    wide = described[some]
     values, vectors = torch.linalg.eigh(wide @ wide.T)
     x = vectors * values.clamp(min=0).sqrt()
-    tried = list(itertools.product(_WEIGHTS, _WEIGHTS))
-    grid = torch.tensor(tried, dtype=torch.float64)
-    total = torch.zeros(len(grid), dtype=torch.float64)
+    grid = torch.tensor(list(itertools.product(_WEIGHTS, _WEIGHTS)), dtype=torch.float64)
     n_parts = min(k, _MOST_PARTS)
+    area = torch.zeros(n_parts, len(grid), dtype=torch.float64)
     for part in range(n_parts):
         out = target % n_parts == part
         left, own = torch.unique(target[~out], return_inverse=True)
@@ -250,11 +272,11 @@ def _relative_weights(
         known, strange = (
             seen_from_below(z) @ prototypes.T for z in (fitted.left_out, fitted(x[out]))
         )
-        at = rows[~out]
-        near = kept.distances(at, known.argmax(1), at, own, same=True)
-        away = kept.distances(rows[out], strange.argmax(1), at, own)
-        weights = grid * _units(known, near)
-        for i, weight in enumerate(weights):
-            scores = largest_score(known) - near @ weight
-            total[i] += auroc(scores, largest_score(strange) - away @ weight)
-    return grid[total.argmax()]
+        near = kept.distances(rows[~out], known.argmax(1), rows[~out], own, same=True)
+        away = kept.distances(rows[out], strange.argmax(1), rows[~out], own)
+        for i, weights in enumerate(grid * _units(known, near)):
+            scores = largest_score(known) - near @ weights
+            area[part, i] = auroc(scores, largest_score(strange) - away @ weights)
+    mean = area.mean(0)
+    as_good = grid[mean >= mean.max() - _ROUNDING]
+    return as_good[(as_good - untried).square().sum(1).argmin()]

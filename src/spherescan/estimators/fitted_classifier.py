@@ -144,6 +144,8 @@ def expect_sound(
     _expect_spread(prototypes)
     if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
         raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
+    if len(torch.unique(target)) < n_classes:
+        raise ValueError("a class without training series")
 
 
 def _expect_spread(prototypes: Float[Tensor, "k d"]) -> None:

@@ -191,6 +191,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             goal[:, None],
             settings,
             vocab_size=None if self.vocab_size is None else vocabulary_of(self),
+            statistics=False,
             generator=generator,
         )
         fitted = sphere_ridge(features.for_ridge(rows), goal)

@@ -184,7 +184,9 @@ class SeriesStream(Generic[A]):
             shape = wanted.shape
             if name == "open":  # as many rows as there are samples that no stride is full of
                 shape = torch.Size([int(n_steps) % self._networks.stride, *shape[1:]])
-            if tensor.shape != shape or tensor.dtype != wanted.dtype or bool(tensor.isnan().any()):
+            of_another = tensor.shape != shape or tensor.dtype != wanted.dtype
+            negative = name == _STATISTICS + "squares" and bool((tensor < 0).any())
+            if of_another or negative or bool(tensor.isnan().any()):
                 raise ValueError(f"not a state of a stream of this estimator: {name}")
         if not torch.equal(state["networks"], expected["networks"]):
             raise ValueError("the state belongs to a stream of another estimator")

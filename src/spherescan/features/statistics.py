@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 N_STATISTICS = 4  # of each channel
-# What is the same for all training series says nothing. Statistics are in units of a channel's
-# deviation; what differs by less than this is rounding of the data, such as the mean of series that
-# were normalised one by one.
+# A feature that is the same for all training series says nothing. Features are shares, roots of
+# counts, and values in units of a channel's deviation; what differs by less than this is rounding
+# of the data, such as the mean of series that were normalised one by one.
 LEAST_DEVIATION = 1e-2
 # A channel that never moves has no spread to take the logarithm of.
-_LEAST_DEVIATION = 1e-6
+_NO_SPREAD = 1e-6
 
 
 def channel_statistics(
@@ -111,4 +111,4 @@ class RunningStatistics:
 
 
 def _logarithm(variance: Tensor) -> Tensor:
-    return (variance.sqrt() + _LEAST_DEVIATION).log()
+    return (variance.sqrt() + _NO_SPREAD).log()

@@ -4,7 +4,7 @@ What it shows is gathered by `page_of_run` or by an estimator, drawn by one func
 and written by `write_page`.
 """
 
-from spherescan.report.answers import ClassAnswers, NumberAnswers, without_own
+from spherescan.report.answers import ClassAnswers, Known, NumberAnswers, without_own
 from spherescan.report.curves import conflicts, learning_curves
 from spherescan.report.decisions import confusion, open_set, reliability
 from spherescan.report.numbers import predicted_and_true
@@ -15,6 +15,7 @@ from spherescan.report.sphere import class_sphere, number_sphere
 
 __all__ = [
     "ClassAnswers",
+    "Known",
     "NumberAnswers",
     "Page",
     "Section",

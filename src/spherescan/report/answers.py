@@ -12,6 +12,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """How much sequences are like those of a class.
+
+    Attributes:
+        score: Of each sequence, the higher the more.
+        without_own: What it would be if the class of the sequence had not been there.
+        what: The score in words.
+    """
+
+    score: Float[Tensor, " n"]
+    without_own: Float[Tensor, " n"]
+    what: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ClassAnswers:
     """Answers about classes.
 
@@ -25,10 +40,7 @@ class ClassAnswers:
         scale: Of the cosines whose softmax are probabilities; None where there are none.
         items: What is classified: "series", "tokens".
         caution: A sentence about what was fitted to the same items, with a space before it.
-        known: How much each sequence is like those of a class; the largest cosine when missing.
-        without_own: What `known` would be if its own class had not been there; the largest cosine
-            with another class when missing.
-        known_is: What `known` is, in words.
+        known: How much each sequence is like those of a class; by the largest cosine when missing.
     """
 
     source: str
@@ -40,9 +52,7 @@ class ClassAnswers:
     scale: float | None
     items: str = "series"
     caution: str = ""
-    known: Float[Tensor, " n"] | None = None
-    without_own: Float[Tensor, " n"] | None = None
-    known_is: str = "largest cosine"
+    known: Known | None = None
 
     @property
     def predicted(self) -> Int[Tensor, " n"]:

@@ -17,7 +17,7 @@ from spherescan.calibration import (
     probabilities,
     reliability_table,
 )
-from spherescan.report.answers import ClassAnswers, plain, thinned, without_own
+from spherescan.report.answers import ClassAnswers, Known, plain, thinned, without_own
 from spherescan.report.page import Section, Table
 from spherescan.report.palette import colour, dash
 
@@ -165,18 +165,18 @@ def open_set(
 
     Args:
         answers: About known classes.
-        unknown: What `known` of the answers is of sequences of no class. When missing, the known
-            ones stand in for them, each as if its own class had not been there.
+        unknown: Scores, as `Known` has them, of sequences of no class. When missing, the known ones
+            stand in for them, each as if its own class had not been there.
         unknown_source: What they are, in words.
     """
-    known = largest_score(answers.cosines) if answers.known is None else answers.known
-    right = answers.predicted == answers.target
-    strange = _stand_ins(answers) if unknown is None else unknown
+    scored = _by_cosine(answers) if answers.known is None else answers.known
+    known, right = scored.score, answers.predicted == answers.target
+    strange = scored.without_own if unknown is None else unknown
     curve = open_set_curve(known, right, strange)
     kept = thinned(len(curve.threshold), _MOST_POINTS)
     area = auroc(known, strange)
     text = (
-        f"A sequence is called unknown when its {answers.known_is} is below a threshold; each "
+        f"A sequence is called unknown when its {scored.what} is below a threshold; each "
         f"point is one. Known against unknown: AUROC {area:.3f}. "
     )
     text += (
@@ -228,10 +228,12 @@ def open_set(
     return Section("open-set", "Known or unknown", text, data, layout, table, fold=False)
 
 
-def _stand_ins(answers: ClassAnswers) -> Float[Tensor, " n"]:
-    if answers.without_own is not None:
-        return answers.without_own
-    return largest_score(without_own(answers.cosines, answers.target))
+def _by_cosine(answers: ClassAnswers) -> Known:
+    return Known(
+        largest_score(answers.cosines),
+        largest_score(without_own(answers.cosines, answers.target)),
+        "largest cosine",
+    )
 
 
 def _operating_points(
