@@ -107,8 +107,9 @@ class SeriesFeatures(nn.Module):
                 made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
         if not statistics or vocab_size is not None:
             return made, rows
-        made._fit_statistics(x, mask)
-        return made, made._followed(rows, made._statistics(x, mask))
+        raw = made._statistics(x, mask)
+        made._fit_statistics(raw)
+        return made, torch.cat([rows, made._far(raw)], 1)
 
     @classmethod
     def joined(
@@ -261,8 +262,9 @@ class SeriesFeatures(nn.Module):
             parts.append(self.fixed(x, mask))
         if self.networks is not None:
             parts.append(self.of_unit_vectors(self.networks(x, mask)))
-        rows = torch.cat(parts, 1)
-        return self._followed(rows, self._statistics(x, mask)) if self.n_statistics else rows
+        if self.n_statistics:
+            parts.append(self._far(self._statistics(x, mask)))
+        return torch.cat(parts, 1)
 
     def for_ridge(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m f"]:
         """Return the features that a ridge has, in float64."""
@@ -282,7 +284,7 @@ class SeriesFeatures(nn.Module):
             statistics: Of the channels, standardised by the networks, where they follow.
         """
         rows = self.of_unit_vectors(z)
-        return rows if statistics is None else self._followed(rows, statistics)
+        return rows if statistics is None else torch.cat([rows, self._far(statistics)], 1)
 
     def _hold_statistics(self, n: int) -> None:
         self.n_statistics = n
@@ -291,8 +293,7 @@ class SeriesFeatures(nn.Module):
         self.statistics_mean: Tensor
         self.statistics_scale: Tensor
 
-    def _fit_statistics(self, x: Float[Tensor, "n l c"], mask: Bool[Tensor, "n l"]) -> None:
-        raw = self._statistics(x, mask)
+    def _fit_statistics(self, raw: Float[Tensor, "n s"]) -> None:
         self._hold_statistics(raw.shape[1])
         self.statistics_mean.copy_(raw.mean(0))
         # What never moved in training and does now is the strongest sign of all.
@@ -304,14 +305,10 @@ class SeriesFeatures(nn.Module):
     ) -> Float[Tensor, "m s"]:
         by = self.networks if self.networks is not None else self.fixed
         assert isinstance(by, Networks | FixedFeatures)
-        x = (x.double() - by.channel_mean) / by.channel_std
-        return channel_statistics(x.masked_fill(~mask[:, :, None], 0), mask)
+        return channel_statistics(by.standardised(x).masked_fill(~mask[:, :, None], 0), mask)
 
-    def _followed(
-        self, rows: Float[Tensor, "m f"], statistics: Float[Tensor, "m s"]
-    ) -> Float[Tensor, "m g"]:
-        far = (statistics - self.statistics_mean) * self.statistics_scale
-        return torch.cat([rows, far.float()], 1)
+    def _far(self, statistics: Float[Tensor, "m s"]) -> Float[Tensor, "m s"]:
+        return ((statistics - self.statistics_mean) * self.statistics_scale).float()
 
     def _beside(self, rows: Float[Tensor, "n f"], z: Float[Tensor, "n d"]) -> Float[Tensor, "n g"]:
         return torch.cat([rows, self.of_unit_vectors(z)], 1)

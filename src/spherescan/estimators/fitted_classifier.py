@@ -57,12 +57,12 @@ class FittedClassifier:
 
     def cosines(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m c"]:
         """Return how near series are to all classes."""
-        z = self.points(described)
+        x = self.features.for_ridge(described)
+        z = self.points(x)
         found = seen_from_below(z) @ self.prototypes.T
         if not len(self.added_bias):
             return found
         # One by one: a product of another width may round in another way.
-        x = self.features.for_ridge(described)
         t = torch.stack([x @ weight for weight in self.added_weight], 1) + self.added_bias
         squared = z.square().sum(1, keepdim=True).expand_as(t)
         return torch.cat([found, added_cosine(t, squared, self.added_reach)], 1)

@@ -32,7 +32,7 @@ from spherescan.estimators.sequences import (
 )
 from spherescan.estimators.settings import network_settings, vocabulary_of
 from spherescan.estimators.stream import NumberAnswer, SeriesStream
-from spherescan.features import cosine_of_height, sphere_ridge
+from spherescan.features import cosine_of_height, seen_from_below, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
 from spherescan.paths import user_path
 from spherescan.report import NumberAnswers, page_path, write_page
@@ -233,7 +233,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
         check_is_fitted(self)
         z = self._fitted.heights(described(self, self._fitted.features, X))[:, None]
-        return functional.normalize(functional.pad(z, (0, 1), value=1.0), dim=1).numpy()
+        return seen_from_below(z).numpy()
 
     def stream(self) -> SeriesStream[NumberAnswer]:
         """Return a stream that answers for a series while it comes in.

@@ -1,6 +1,6 @@
 """Answers of an estimator while a series comes in, in constant memory.
 
-Letters: c channels, l length, k classes.
+Letters: c channels, l length, k classes, d prototype dimension, f features.
 """
 
 from collections.abc import Callable

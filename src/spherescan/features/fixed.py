@@ -163,6 +163,13 @@ class FixedFeatures(nn.Module):
         """Return the features of series; arguments as of `fit`."""
         return (self._raw(*self._views(x, mask)) - self.mean) * self.scale
 
+    def standardised(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
+        """Take the mean of training away, in units of the deviation.
+
+        In float64: a time in seconds since 1970 has no fractions in float32.
+        """
+        return (x.double() - self.channel_mean) / self.channel_std
+
     def _views(
         self, x: Tensor, mask: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -170,9 +177,7 @@ class FixedFeatures(nn.Module):
 
         A single position has the difference 0, so that every series has features.
         """
-        # In float64: a time in seconds since 1970 has no fractions in float32.
-        standardised = (x.double() - self.channel_mean) / self.channel_std
-        series = standardised.float().masked_fill(~mask[:, :, None], 0)
+        series = self.standardised(x).float().masked_fill(~mask[:, :, None], 0)
         if x.shape[1] == 1:
             return (series, mask), (torch.zeros_like(series), mask)
         both = mask[:, 1:].clone()
