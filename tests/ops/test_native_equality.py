@@ -88,8 +88,8 @@ def test_the_scan_in_bfloat16_errs_by_the_rounding_of_its_values_alone(case):
 @pytest.mark.parametrize(
     "shape",
     [
-        (300, 2, 20, 2),  # several batch rows per task
-        (300, 2, 3, 2),  # the same where rows share a vector
+        (300, 2, 40, 2),  # several tasks of several batch rows each
+        (300, 2, 3, 20),  # the same where states lie in lanes
         (2, 70, 300, 2),  # sums of B and C over groups of channels, in several stretches
         (1, 3, 300, 80),  # so many states that groups get smaller
     ],

@@ -239,7 +239,7 @@ def shapes(options: Options) -> Iterator[Result]:
             for length in (1, 16) if options.quick else (1, 2, 15, 16, 17, 1000):
                 batch = max(1, math.ceil(4e6 / (n * d * length)))
                 row = _shape(options, batch, length, d, n)
-                level = native.simd_for(d, torch.float32)
+                level = native.simd_for(d, n, torch.float32)
                 least = _least_seconds(n, length, stream, rates[level], level) * 1e9
                 row |= {"least ns": least, "times least": row["ns per element"] / least}
                 result.rows.append(row)

@@ -87,7 +87,7 @@ def mamba_inner(
     keep = records_gradient(values, *parameters, *states)
     compute = native.compute_dtype(values.dtype)
     carried = [None if t is None or t.numel() == 0 else t.to(compute) for t in states]
-    level = native.simd_for(d_inner, values.dtype)
+    level = native.simd_for(d_inner, A.shape[1], values.dtype)
     y, final_state, *_ = _operator(values, *parameters, *carried, reset, level, keep)
     x = values[..., :d_inner]
     if conv_state is None:

@@ -164,11 +164,14 @@ def simd() -> int:
     return _simd_of_environment() if _Process.simd is None else _Process.simd
 
 
-def simd_for(channels: int, dtype: torch.dtype) -> int:
-    """Return the SIMD level for so many channels: 512 bits that are half empty lose to 256."""
+def simd_for(channels: int, states: int, dtype: torch.dtype) -> int:
+    """Return the SIMD level for a scan: 512 bits that are half empty lose to 256.
+
+    Lanes hold channels, or where these are few, states of one channel.
+    """
     level = simd()
     lanes = 4 if dtype == torch.float64 else 8
-    return min(level, 1) if channels <= lanes else level
+    return min(level, 1) if max(channels, states) <= lanes else level
 
 
 def usable_simd(level: int) -> int:
@@ -212,12 +215,12 @@ def checkpoint_values(
     The kernel refuses to run when it needs more than it is given.
     """
     width = (2 if double else 4) << usable_simd(simd)
-    chunks = -(-length // chunk())
-    if 2 * d_inner <= width and batch > 1:
-        vectors = -(-batch // (width // d_inner))
+    vectors = -(-d_state // width)
+    if d_inner < width and d_inner * vectors <= d_state:  # states lie in lanes
+        vectors *= d_inner
     else:
-        vectors = batch * -(-d_inner // width)
-    return vectors * width * chunks * d_state
+        vectors = d_state * -(-d_inner // width)
+    return batch * -(-length // chunk()) * vectors * width
 
 
 @cache

@@ -168,8 +168,8 @@ def _native_scan(
     *tensors: Tensor | None, delta_softplus: bool
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
     *floating, reset = tensors
-    u, *_ = inputs = _in_matching_types(*floating)
-    level = native.simd_for(u.shape[2], u.dtype)
+    u, _, A, *_ = inputs = _in_matching_types(*floating)
+    level = native.simd_for(*A.shape, u.dtype)
     keep = records_gradient(*floating)
     y, state, _ = scan_operator(*inputs, reset, delta_softplus, level, keep)
     u = tensors[0]

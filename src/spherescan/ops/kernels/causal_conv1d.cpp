@@ -37,7 +37,7 @@ class Conv {
 
     SpherescanStatus forward() const {
         return for_each_task<Vector<T>>(tasks_, conv_.threads, 2 * taps_, [&](Index task, Vector<T>* memory) {
-            each_stretch(task, [&](const Block<T>& block, Index start, Index end) {
+            each_stretch(task, [&](const Block& block, Index start, Index end) {
                 forward_stretch(block, start, end, memory);
             });
         });
@@ -50,8 +50,8 @@ class Conv {
         const auto work = [&](Index task, Vector<T>* memory) {
             T* mine = sums + task * sums_of_task;
             std::memset(mine, 0, sizeof(T) * sums_of_task);
-            each_stretch(task, [&](const Block<T>& block, Index start, Index end) {
-                backward_stretch(block, start, end, memory, mine + block.channel[0] / W * (taps_ + 1) * W);
+            each_stretch(task, [&](const Block& block, Index start, Index end) {
+                backward_stretch(block, start, end, memory, mine + block.channel / W * (taps_ + 1) * W);
             });
         };
         const auto status = for_each_task<Vector<T>>(tasks_, conv_.threads, 4 * taps_, work);
@@ -60,7 +60,7 @@ class Conv {
     }
 
   private:
-    Block<T> block(Index batch, Index k) const { return neighbours<T>(batch, k * W, conv_.d_inner); }
+    Block block(Index batch, Index k) const { return neighbours<T>(batch, k * W, conv_.d_inner); }
 
     template <class Work>
     void each_stretch(Index task, const Work& work) const {
@@ -73,7 +73,7 @@ class Conv {
     }
 
     // The input at a position, which before the first one is the state.
-    Vector<T> input(const Block<T>& block, Index position) const {
+    Vector<T> input(const Block& block, Index position) const {
         if (position >= 0) return read_row<T>(x_, block, position);
         T values[W] = {};
         if (conv_.state != nullptr) {
@@ -82,17 +82,17 @@ class Conv {
         return load(values);
     }
 
-    const T* state_at(const void* state, const Block<T>& block, int lane, Index position) const {
-        const Index row = block.batch[lane] * conv_.d_inner + block.channel[lane];
+    const T* state_at(const void* state, const Block& block, int lane, Index position) const {
+        const Index row = block.batch * conv_.d_inner + block.channel + lane;
         return static_cast<const T*>(state) + row * (taps_ - 1) + position + taps_ - 1;
     }
 
-    bool starts(const Block<T>& block, Index position) const {
-        return !reset_.missing() && position >= 0 && *reset_.at(block.batch[0], position, 0) != 0;
+    bool starts(const Block& block, Index position) const {
+        return !reset_.missing() && position >= 0 && *reset_.at(block.batch, position, 0) != 0;
     }
 
     // Positions since the document of `position` began, as far as the kernel reaches.
-    Index age_before(const Block<T>& block, Index position) const {
+    Index age_before(const Block& block, Index position) const {
         if (reset_.missing()) return kNoStart;
         for (Index back = 1; back < taps_; ++back) {
             if (starts(block, position - back)) return back - 1;
@@ -107,12 +107,12 @@ class Conv {
     // Tap j reaches k - 1 - j positions back: does it stay within the document?
     bool reaches(int j, Index age) const { return taps() - 1 - j <= age; }
 
-    void read_weights(const Block<T>& block, Vector<T>* to) const {
+    void read_weights(const Block& block, Vector<T>* to) const {
 #pragma GCC unroll 4
         for (int j = 0; j < (Taps > 0 ? Taps : taps_); ++j) {
             T values[W] = {};
             for (int i = 0; i < block.lanes; ++i) {
-                values[i] = static_cast<const T*>(conv_.weight)[block.channel[i] * taps() + j];
+                values[i] = static_cast<const T*>(conv_.weight)[(block.channel + i) * taps() + j];
             }
             to[j] = load(values);
         }
@@ -135,7 +135,7 @@ class Conv {
         window[taps() - 1] = newest;
     }
 
-    void fill(const Block<T>& block, Index start, Vector<T>* window) const {
+    void fill(const Block& block, Index start, Vector<T>* window) const {
         window[0] = splat<T>(T(0));
 #pragma GCC unroll 4
         for (int j = 1; j < (Taps > 0 ? Taps : taps_); ++j) window[j] = input(block, start - taps() + j);
@@ -143,9 +143,9 @@ class Conv {
 
     // The next block's rows, see selective_scan_forward.cpp.
     template <class Stored>
-    void prefetch(const Rows<Stored>& rows, const Block<T>& block, Index position, int for_writing) const {
-        if (!block.whole || block.channel[0] + 2 * W > conv_.d_inner) return;
-        const auto* at = rows.at(block.batch[0], position, block.channel[0] + W);
+    void prefetch(const Rows<Stored>& rows, const Block& block, Index position, int for_writing) const {
+        if (!block.whole || block.channel + 2 * W > conv_.d_inner) return;
+        const auto* at = rows.at(block.batch, position, block.channel + W);
         if (for_writing) {
             __builtin_prefetch(at, 1, 3);
         } else {
@@ -153,7 +153,7 @@ class Conv {
         }
     }
 
-    void forward_stretch(const Block<T>& block, Index start, Index end, Vector<T>* memory) const {
+    void forward_stretch(const Block& block, Index start, Index end, Vector<T>* memory) const {
         Vector<T> local[2][Taps > 0 ? Taps : 1];
         Vector<T>* weight = Taps > 0 ? local[0] : memory;
         Vector<T>* window = Taps > 0 ? local[1] : memory + taps_;
@@ -171,7 +171,7 @@ class Conv {
         }
     }
 
-    void backward_stretch(const Block<T>& block, Index start, Index end, Vector<T>* memory, T* sums) const {
+    void backward_stretch(const Block& block, Index start, Index end, Vector<T>* memory, T* sums) const {
         Vector<T> local[4][Taps > 0 ? Taps : 1];
         Vector<T>* weight = Taps > 0 ? local[0] : memory;
         Vector<T>* window = Taps > 0 ? local[1] : memory + taps_;
@@ -212,7 +212,7 @@ class Conv {
         store<T>(sums + taps() * W, bias_grad);
     }
 
-    Vector<T> output_grad(const Block<T>& block, Index position, Vector<T> q) const {
+    Vector<T> output_grad(const Block& block, Index position, Vector<T> q) const {
         const Vector<T> grad = read_row<T>(y_grad_, block, position);
         if (!conv_.silu) return grad;
         const Vector<T> s = sigmoid<T>(q);
@@ -220,7 +220,7 @@ class Conv {
     }
 
     // The gradient of the input at a position is complete; those before the stretch are another one's.
-    void emit(const Block<T>& block, Index start, Index position, Vector<T> grad) const {
+    void emit(const Block& block, Index start, Index position, Vector<T> grad) const {
         if (position >= start) {
             write_row<T>(x_grad_, block, position, grad);
         } else if (position < 0 && start == 0 && conv_.state_grad != nullptr) {
@@ -233,7 +233,7 @@ class Conv {
     }
 
     void reduce(Index k, const T* sums, Index sums_of_task) const {
-        const Block<T> lanes = block(0, k);
+        const Block lanes = block(0, k);
         for (int j = 0; j <= taps_; ++j) {
             Vector<T> total = splat<T>(T(0));
             for (Index task = 0; task < tasks_; ++task) {
@@ -243,9 +243,9 @@ class Conv {
             store<T>(values, total);
             for (int i = 0; i < lanes.lanes; ++i) {
                 if (j < taps_) {
-                    static_cast<T*>(conv_.weight_grad)[lanes.channel[i] * taps_ + j] = values[i];
+                    static_cast<T*>(conv_.weight_grad)[(lanes.channel + i) * taps_ + j] = values[i];
                 } else if (conv_.bias_grad != nullptr) {
-                    static_cast<T*>(conv_.bias_grad)[lanes.channel[i]] = values[i];
+                    static_cast<T*>(conv_.bias_grad)[(lanes.channel + i)] = values[i];
                 }
             }
         }

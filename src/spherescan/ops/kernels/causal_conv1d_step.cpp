@@ -33,7 +33,7 @@ class ConvStep {
 
   private:
     void run_channels(Index batch, Index first, Index last) const {
-        const Block<T> block = neighbours<T>(batch, first, last);
+        const Block block = neighbours<T>(batch, first, last);
         T inputs[W], sums[W] = {};
         store<T>(inputs, read_row<T>(x_, block, 0));
         for (int i = 0; i < block.lanes; ++i) sums[i] = run_channel(batch, first + i, inputs[i]);

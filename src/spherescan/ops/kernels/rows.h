@@ -1,4 +1,4 @@
-// How lanes meet tensors: which channels of which batch rows lie in a vector, and how their values get there.
+// How lanes meet tensors: which channels lie in a vector, and how their values get there.
 #pragma once
 
 #include <type_traits>
@@ -17,107 +17,118 @@ struct Rows {
     explicit Rows(const SpherescanRows& rows)
         : data(static_cast<IO*>(rows.data)), batch_stride(rows.batch_stride), row_stride(rows.row_stride) {}
 
+    Rows(IO* data, Index batch_stride, Index row_stride)
+        : data(data), batch_stride(batch_stride), row_stride(row_stride) {}
+
     bool missing() const { return data == nullptr; }
     IO* at(Index batch, Index row, Index column) const { return data + batch * batch_stride + row * row_stride + column; }
 };
 
-// The (batch row, channel) of each lane of a vector of T. `whole`: every lane is taken, by neighbours in memory. `run`: the
-// lanes that are taken are neighbours, as in the last channels of a width that is no multiple of the vector. Otherwise
-// lanes are gathered one by one: several batch rows side by side, where the channels of one do not fill a vector.
-template <class T>
+// Neighbouring channels of one batch row, which fill a vector or its first lanes.
 struct Block {
+    Index batch, channel;
     int lanes;
-    bool whole, run;
-    Index batch[kWidth<T>], channel[kWidth<T>];
+    bool whole;
 };
 
-// The channels from `first` on of one batch row: a whole vector, or the run of those before `end`.
+// The channels from `first` on that come before `end`, as many as a vector holds.
 template <class T>
-SPHERESCAN_INLINE Block<T> neighbours(Index batch, Index first, Index end) {
-    Block<T> block{};
-    block.lanes = static_cast<int>(end - first < kWidth<T> ? end - first : kWidth<T>);
-    block.run = true;
-    block.whole = block.lanes == kWidth<T>;
-    for (int i = 0; i < block.lanes; ++i) {
-        block.batch[i] = batch;
-        block.channel[i] = first + i;
-    }
-    return block;
+SPHERESCAN_INLINE Block neighbours(Index batch, Index first, Index end) {
+    const int lanes = static_cast<int>(end - first < kWidth<T> ? end - first : kWidth<T>);
+    return {batch, first, lanes, lanes == kWidth<T>};
+}
+
+// A vector, or its first lanes beside zeros.
+template <class T, class IO>
+SPHERESCAN_INLINE Vector<T> read_lanes(const IO* from, int lanes) {
+    if (lanes == kWidth<T>) return read(from);
+    IO values[kWidth<T>] = {};
+    std::memcpy(values, from, sizeof(IO) * lanes);
+    return read(values);
 }
 
 template <class T, class IO>
-SPHERESCAN_INLINE Vector<T> read_row(const Rows<IO>& rows, const Block<T>& block, Index row) {
-    if (block.whole) return read(rows.at(block.batch[0], row, block.channel[0]));
-    if (block.run) {
-        std::remove_const_t<IO> values[kWidth<T>] = {};
-        std::memcpy(values, rows.at(block.batch[0], row, block.channel[0]), sizeof(IO) * block.lanes);
-        return read(values);
+SPHERESCAN_INLINE void write_lanes(IO* to, int lanes, Vector<T> vector) {
+    if (lanes == kWidth<T>) {
+        write(to, vector);
+        return;
     }
-    T values[kWidth<T>] = {};
-    for (int i = 0; i < block.lanes; ++i) values[i] = read_one(rows.at(block.batch[i], row, block.channel[i]));
-    return load(values);
+    IO values[kWidth<T>];
+    write(values, vector);
+    std::memcpy(to, values, sizeof(IO) * lanes);
 }
 
 template <class T, class IO>
-SPHERESCAN_INLINE void write_row(const Rows<IO>& rows, const Block<T>& block, Index row, Vector<T> vector) {
-    if (block.whole) {
-        write(rows.at(block.batch[0], row, block.channel[0]), vector);
-        return;
-    }
-    if (block.run) {
-        IO values[kWidth<T>];
-        write(values, vector);
-        std::memcpy(rows.at(block.batch[0], row, block.channel[0]), values, sizeof(IO) * block.lanes);
-        return;
-    }
-    T values[kWidth<T>];
-    store(values, vector);
-    for (int i = 0; i < block.lanes; ++i) write_one(rows.at(block.batch[i], row, block.channel[i]), values[i]);
+SPHERESCAN_INLINE Vector<T> read_row(const Rows<const IO>& rows, const Block& block, Index row) {
+    return read_lanes<T>(rows.at(block.batch, row, block.channel), block.lanes);
 }
 
-// One row of a unit, whose blocks hold neighbouring channels: where it begins is computed once for all of them. Packed,
-// there is one block, and its lanes are gathered.
-template <class T, class IO, bool Packed>
-struct Line {
-    const Rows<IO>& rows;
-    const Block<T>* blocks;
-    Index row;
-    IO* first;
-
-    Line(const Rows<IO>& rows, const Block<T>* blocks, Index row)
-        : rows(rows), blocks(blocks), row(row),
-          first(rows.missing() ? nullptr : rows.at(blocks[0].batch[0], row, blocks[0].channel[0])) {}
-
-    Vector<T> read(int k) const {
-        if (Packed || !blocks[k].whole) return read_row<T>(rows, blocks[k], row);
-        return SPHERESCAN_LEVEL::read(first + k * kWidth<T>);
-    }
-
-    void write(int k, Vector<T> values) const {
-        if (Packed || !blocks[k].whole) {
-            write_row<T>(rows, blocks[k], row, values);
-        } else {
-            SPHERESCAN_LEVEL::write(first + k * kWidth<T>, values);
-        }
-    }
-};
+template <class T, class IO>
+SPHERESCAN_INLINE void write_row(const Rows<IO>& rows, const Block& block, Index row, Vector<T> vector) {
+    write_lanes<T>(rows.at(block.batch, row, block.channel), block.lanes, vector);
+}
 
 // One value per channel; zero when the parameter is missing and in lanes without a channel.
 template <class T>
-SPHERESCAN_INLINE Vector<T> read_channels(const void* parameter, const Block<T>& block) {
-    T values[kWidth<T>] = {};
-    if (parameter != nullptr) {
-        for (int i = 0; i < block.lanes; ++i) values[i] = static_cast<const T*>(parameter)[block.channel[i]];
-    }
-    return load(values);
+SPHERESCAN_INLINE Vector<T> read_channels(const void* parameter, const Block& block) {
+    if (parameter == nullptr) return splat<T>(T(0));
+    return read_lanes<T>(static_cast<const T*>(parameter) + block.channel, block.lanes);
 }
 
-// All bits set in lanes that keep what came before `row`, none where a document starts there.
+// A row of `count` values for each lane, `stride` apart in memory, to [value][lane]; other lanes become zero.
 template <class T>
-SPHERESCAN_INLINE Mask<T> read_keep(const Rows<const unsigned char>& reset, const Block<T>& block, Index row) {
-    Mask<T> mask{};
-    for (int i = 0; i < block.lanes; ++i) mask[i] = *reset.at(block.batch[i], row, 0) ? 0 : -1;
-    return mask;
+SPHERESCAN_APART void lanes_from_rows(const T* from, Index stride, int lanes, Index count, T* to) {
+    constexpr int width = kWidth<T>;
+    Index done = 0;
+    for (; done + width <= count; done += width) {
+        Vector<T> vectors[width];
+#pragma GCC unroll 16
+        for (int i = 0; i < width; ++i) vectors[i] = i < lanes ? load(from + i * stride + done) : splat<T>(T(0));
+        transpose<T>(vectors);
+#pragma GCC unroll 16
+        for (int j = 0; j < width; ++j) store<T>(to + (done + j) * width, vectors[j]);
+    }
+    for (; done < count; ++done) {
+        T values[width] = {};
+        for (int i = 0; i < lanes; ++i) values[i] = from[i * stride + done];
+        store<T>(to + done * width, load(values));
+    }
+}
+
+// And back.
+template <class T>
+SPHERESCAN_APART void rows_from_lanes(const T* from, int lanes, Index count, T* to, Index stride) {
+    constexpr int width = kWidth<T>;
+    Index done = 0;
+    for (; done + width <= count; done += width) {
+        Vector<T> vectors[width];
+#pragma GCC unroll 16
+        for (int j = 0; j < width; ++j) vectors[j] = load(from + (done + j) * width);
+        transpose<T>(vectors);
+#pragma GCC unroll 16
+        for (int i = 0; i < width; ++i) {
+            if (i < lanes) store<T>(to + i * stride + done, vectors[i]);
+        }
+    }
+    for (; done < count; ++done) {
+        for (int i = 0; i < lanes; ++i) to[i * stride + done] = from[done * width + i];
+    }
+}
+
+// The sums over the lanes of vectors that lie `stride` apart. As many as fill whole vectors are read and written.
+template <class T>
+SPHERESCAN_APART void sum_vectors(const T* from, Index stride, int count, T* to) {
+    constexpr int width = kWidth<T>, few = 4;
+    for (int done = 0; done < count; done += width) {
+        if (count - done <= few) {
+            for (; done < count; ++done) to[done] = sum<T>(load(from + done * stride));
+            return;
+        }
+        Vector<T> vectors[width];
+#pragma GCC unroll 16
+        for (int j = 0; j < width; ++j) vectors[j] = load(from + (done + j) * stride);
+        store<T>(to + done, sum_lanes<T>(vectors));
+    }
 }
 
 // Rows that will be needed soon, fetched one position at a time while something else is computed: they are pages apart,

@@ -7,38 +7,66 @@
 //   dA        = sum_{b,t} dh_t a_t h_{t-1} delta'_t         dD = sum_{b,t} g_t u_t
 //   dgate_t   = dL/dy_t silu'(gate_t) (<h_t, C_t> + D u_t)
 //
-// Chunks are met last to first. Within one, each block of channels computes a_t and h_t again from the checkpoint, a few
-// states at a time, and goes back over them at once while they are in the nearest cache. Sums over channels stay in
-// lanes until all blocks of the group have been met.
+// Chunks are met last to first. Within one, each block computes a_t and h_t again from the checkpoint, a few vectors of
+// states at a time, and goes back over them at once while they are in the nearest cache. Sums over lanes are taken when all
+// their terms are there: over channels when all blocks of the unit have been met, over states at the end of the chunk.
 #include "kernels.h"
 #include "selective_scan.h"
 
 namespace spherescan::SPHERESCAN_LEVEL {
 namespace {
 
-// States per pass: dh and dA of each stay in registers.
+// Vectors of states per pass: dh and dA of each stay in registers.
 constexpr int kTile = SPHERESCAN_VECTOR_BYTES == 64 ? 8 : 4;
 
-// What a block of channels knows of each position: [position][value][lane]. kYGrad: g; kGateFactor: dL/dy silu'(gate);
-// kY: <h, C> + D u; kInputGrad: <dh, B>; kDecayGrad: <dh a h_{t-1}, A log2(e)>.
+// What is known of each channel and position. kYGrad: g; kGateFactor: dL/dy silu'(gate); kY: <h, C> + D u; kInputGrad:
+// <dh, B>; kDecayGrad: <dh a h_{t-1}, A log2(e)>. The last three are sums over states.
 enum Value { kDelta, kU, kSigmoid, kYGrad, kGateFactor, kY, kInputGrad, kDecayGrad, kValues };
+constexpr int kSums = kValues - kY;
 
-template <class T>
+// The values of a block of channels as [line][value][lane], or of single channels as [value][line][lane].
+template <class T, Lanes L>
 struct Prepared {
     T* values;
+    Index size;  // of one value, where lines span positions
 
-    T* at(int position, Value value) const { return values + (position * kValues + value) * kWidth<T>; }
-    Prepared block(Index index) const { return {values + index * kChunk * kValues * kWidth<T>}; }
+    T* at(Index line, Value value) const {
+        if (L == Lanes::kStates) return values + value * size + line * kWidth<T>;
+        return values + (line * kValues + value) * kWidth<T>;
+    }
+    Prepared block(Index k) const { return {values + (L == Lanes::kStates ? 0 : k * kChunk * kValues * kWidth<T>), size}; }
 };
 
-// What a tile leaves for each position: [position][state of the tile][lane].
+// What a tile meets of one block: vectors of channels, or the numbers of one channel, and the sums over states of its lanes.
+template <class T, Lanes L>
+struct Strip {
+    Prepared<T, L> prepared;
+    Index channel, channels;  // where states are in lanes
+    T* sums;                  // [position][sum][lane] there
+
+    Vector<T> value(int position, Value value) const {
+        if (L == Lanes::kChannels) return load(prepared.at(position, value));
+        return splat(prepared.values[value * prepared.size + position * channels + channel]);
+    }
+    T* sum(int position, Value value) const {
+        if (L == Lanes::kChannels) return prepared.at(position, value);
+        return sums + (position * kSums + value - kY) * kWidth<T>;
+    }
+};
+
+// What a tile leaves for each position: [position][vector of states][lane].
 template <class T>
 struct TileMemory {
     T *h, *decay, *B_grad, *C_grad;  // h has one position more
 };
 
-template <class T, int States, bool Packed, bool Resets, bool Gate>
-void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index first_state, const Prepared<T>& block,
+template <Lanes L, class T>
+SPHERESCAN_INLINE Vector<T> map(const T* from, int n) {
+    return L == Lanes::kStates ? load(from + n * kWidth<T>) : splat(from[n]);
+}
+
+template <class T, int States, Lanes L, bool Resets, bool Gate>
+void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index first, const Strip<T, L>& strip,
                   const TileMemory<T>& memory, const Ahead<4>& ahead, const T* next_checkpoint) {
     constexpr int W = kWidth<T>;
     Vector<T> state[States];
@@ -50,10 +78,10 @@ void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index fi
     for (int l = 0; l < maps.positions; ++l) {
         ahead.fetch(l);
         __builtin_prefetch(next_checkpoint + l * W);
-        const Vector<T> delta = load(block.at(l, kDelta)), input = delta * load(block.at(l, kU));
-        Vector<T> y = Gate ? load(block.at(l, kY)) : splat<T>(T(0));
-        const Index map = (l * maps.d_state + first_state) * (Packed ? W : 1);
-        const T *B = maps.B + map, *C = maps.C + map;
+        const Vector<T> delta = strip.value(l, kDelta), input = delta * strip.value(l, kU);
+        Vector<T> y = Gate ? load(strip.sum(l, kY)) : splat<T>(T(0));
+        const Index at = l * maps.row + first * (L == Lanes::kStates ? W : 1);
+        const T *B = maps.B + at, *C = maps.C + at;
         T *h = memory.h + (l + 1) * States * W, *decay = memory.decay + l * States * W;
         const Mask<T> mask = Resets ? load_mask(maps.keep + l * W) : Mask<T>{};
 #pragma GCC unroll 16
@@ -61,16 +89,16 @@ void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index fi
             const Vector<T> a = exp2(delta * load(A + n * W));
             store<T>(decay + n * W, a);
             if (Resets) state[n] = keep<T>(mask, state[n]);
-            state[n] = a * state[n] + input * (Packed ? load(B + n * W) : splat(B[n]));
+            state[n] = a * state[n] + input * map<L>(B, n);
             store<T>(h + n * W, state[n]);
-            if (Gate) y = state[n] * (Packed ? load(C + n * W) : splat(C[n])) + y;
+            if (Gate) y = state[n] * map<L>(C, n) + y;
         }
-        if (Gate) store<T>(block.at(l, kY), y);
+        if (Gate) store<T>(strip.sum(l, kY), y);
     }
 }
 
-template <class T, int States, bool Packed, bool Resets>
-void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index first_state, const Prepared<T>& block,
+template <class T, int States, Lanes L, bool Resets>
+void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index first, const Strip<T, L>& strip,
                    const TileMemory<T>& memory, const Ahead<3, true>& ahead) {
     constexpr int W = kWidth<T>;
     Vector<T> dh[States], dA[States];
@@ -81,21 +109,21 @@ void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index 
     }
     for (int l = maps.positions - 1; l >= 0; --l) {
         ahead.fetch(l);
-        const Vector<T> delta = load(block.at(l, kDelta)), g = load(block.at(l, kYGrad));
-        const Vector<T> input = delta * load(block.at(l, kU));
-        Vector<T> input_grad = load(block.at(l, kInputGrad)), decay_grad = load(block.at(l, kDecayGrad));
-        const Index map = (l * maps.d_state + first_state) * (Packed ? W : 1);
-        const T *B = maps.B + map, *C = maps.C + map;
+        const Vector<T> delta = strip.value(l, kDelta), g = strip.value(l, kYGrad);
+        const Vector<T> input = delta * strip.value(l, kU);
+        Vector<T> input_grad = load(strip.sum(l, kInputGrad)), decay_grad = load(strip.sum(l, kDecayGrad));
+        const Index at = l * maps.row + first * (L == Lanes::kStates ? W : 1);
+        const T *B = maps.B + at, *C = maps.C + at;
         const T *before = memory.h + l * States * W, *after = before + States * W;
         const T* decay = memory.decay + l * States * W;
         T *B_grad = memory.B_grad + l * States * W, *C_grad = memory.C_grad + l * States * W;
         const Mask<T> mask = Resets ? load_mask(maps.keep + l * W) : Mask<T>{};
 #pragma GCC unroll 16
         for (int n = 0; n < States; ++n) {
-            const Vector<T> grad = g * (Packed ? load(C + n * W) : splat(C[n])) + dh[n];
+            const Vector<T> grad = g * map<L>(C, n) + dh[n];
             store<T>(C_grad + n * W, g * load(after + n * W) + load(C_grad + n * W));
             store<T>(B_grad + n * W, grad * input + load(B_grad + n * W));
-            input_grad = grad * (Packed ? load(B + n * W) : splat(B[n])) + input_grad;
+            input_grad = grad * map<L>(B, n) + input_grad;
             Vector<T> earlier = grad * load(decay + n * W), h = load(before + n * W);
             if (Resets) {
                 earlier = keep<T>(mask, earlier);
@@ -106,8 +134,8 @@ void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index 
             decay_grad = rate_grad * load(A + n * W) + decay_grad;
             dA[n] = rate_grad * delta + dA[n];
         }
-        store<T>(block.at(l, kInputGrad), input_grad);
-        store<T>(block.at(l, kDecayGrad), decay_grad);
+        store<T>(strip.sum(l, kInputGrad), input_grad);
+        store<T>(strip.sum(l, kDecayGrad), decay_grad);
     }
 #pragma GCC unroll 16
     for (int n = 0; n < States; ++n) {
@@ -123,14 +151,14 @@ class Backward {
 
     // Scratch memory of a task.
     struct Memory {
-        T *A, *h_grad, *B, *C, *keep;
-        Prepared<T> prepared;
+        T *A, *h_grad, *B, *C, *keep, *bias, *D, *values;
         TileMemory<T> tile;
+        T *lines[4], *sums;  // where states are in lanes; a chunk of sums for each channel
     };
 
     // Sums that are not complete yet: of a task, and of a group of channels.
     struct Partial {
-        T *A, *D, *bias;  // [task][block][state][lane], [task][block][lane] twice
+        T *A, *D, *bias;  // [task][block][vector of states][lane], [task][parameter] twice
         T *B, *C;         // [group][batch][position][state]; null with one group, which writes its results itself
     };
 
@@ -142,15 +170,15 @@ class Backward {
 
     SpherescanStatus run() const {
         if (scan_.checkpoint_values < plan_.checkpoint_values()) return SPHERESCAN_TOO_SMALL;
-        const Index channels = plan_.blocks * W;
+        const Index parameters = plan_.parameters();
         const Index map_sums = plan_.groups > 1 ? plan_.groups * plan_.batch * plan_.length * plan_.d_state : 0;
-        T* sums = scratch<T>(Slot::kCall, plan_.tasks * (plan_.states() + 2 * channels) + 2 * map_sums);
+        T* sums = scratch<T>(Slot::kCall, plan_.tasks * (plan_.states() + 2 * parameters) + 2 * map_sums);
         if (sums == nullptr) return SPHERESCAN_OUT_OF_MEMORY;
         Partial partial;
         partial.A = sums;
         partial.D = partial.A + plan_.tasks * plan_.states();
-        partial.bias = partial.D + plan_.tasks * channels;
-        partial.B = map_sums > 0 ? partial.bias + plan_.tasks * channels : nullptr;
+        partial.bias = partial.D + plan_.tasks * parameters;
+        partial.B = map_sums > 0 ? partial.bias + plan_.tasks * parameters : nullptr;
         partial.C = map_sums > 0 ? partial.B + map_sums : nullptr;
         Arena<T> needed(nullptr);
         carve(needed);
@@ -164,105 +192,112 @@ class Backward {
 
   private:
     Memory carve(Arena<T>& arena) const {
-        const Index states = plan_.states(), values = plan_.values(), tile = kChunk * kTile * W;
+        const Index states = plan_.states(), values = plan_.values(), parameters = plan_.parameters();
+        const Index tile = kChunk * kTile * W, lines = plan_.lanes == Lanes::kStates ? values : 0;
         return {arena.take(states),
                 arena.take(states),
                 arena.take(plan_.maps()),
                 arena.take(plan_.maps()),
                 arena.take(kChunk * W),
-                {arena.take(kValues * values)},
-                {arena.take(tile + kTile * W), arena.take(tile), arena.take(tile), arena.take(tile)}};
+                arena.take(parameters),
+                arena.take(parameters),
+                arena.take(kValues * values),
+                {arena.take(tile + kTile * W), arena.take(tile), arena.take(tile), arena.take(tile)},
+                {arena.take(lines), arena.take(lines), arena.take(lines), arena.take(lines)},
+                arena.take(kSums * W * lines)};
     }
 
     void run_task(Index task, const Partial& partial, const Memory& memory) const {
         const Index group = task / plan_.parts, part = task % plan_.parts;
-        const Index first = plan_.rows * part / plan_.parts, last = plan_.rows * (part + 1) / plan_.parts;
-        const Index blocks = plan_.blocks_of(group), channels = plan_.blocks * W;
-        for (Index k = 0; k < blocks; ++k) {
-            gather_decay<T>(scan_.A, plan_, plan_.block(first, group, k), memory.A + k * plan_.d_state * W);
-        }
-        const Partial mine{partial.A + task * plan_.states(), partial.D + task * channels,
-                           partial.bias + task * channels, partial.B, partial.C};
+        const Index first = plan_.batch * part / plan_.parts, last = plan_.batch * (part + 1) / plan_.parts;
+        const Index parameters = plan_.parameters();
+        const Unit some = plan_.unit(first, group);
+        gather_decay<T>(scan_.A, plan_, some, memory.A);
+        gather_parameter<T>(scan_.delta_bias, plan_, some, memory.bias);
+        gather_parameter<T>(scan_.D, plan_, some, memory.D);
+        const Partial mine{partial.A + task * plan_.states(), partial.D + task * parameters,
+                           partial.bias + task * parameters, partial.B, partial.C};
         std::memset(mine.A, 0, sizeof(T) * plan_.states());
-        std::memset(mine.D, 0, sizeof(T) * channels);
-        std::memset(mine.bias, 0, sizeof(T) * channels);
-        for (Index row = first; row < last; ++row) run_unit(row, group, mine, memory);
+        std::memset(mine.D, 0, sizeof(T) * parameters);
+        std::memset(mine.bias, 0, sizeof(T) * parameters);
+        for (Index batch = first; batch < last; ++batch) run_unit(plan_.unit(batch, group), mine, memory);
     }
 
-    // Where a unit is: what its tiles need to know beside their numbers.
+    // A chunk of a unit: what its tiles need to know beside their numbers.
     struct Place {
-        Index row, group, chunk;
-        const Block<T>* blocks;
-        int n_blocks;
+        const Unit& unit;
+        Index chunk;
+        int positions;
 
         Index start() const { return chunk * kChunk; }
     };
 
-    void run_unit(Index row, Index group, const Partial& partial, const Memory& memory) const {
-        Block<T> blocks[kMostBlocks<T>];
-        const int n_blocks = plan_.fill_blocks(row, group, blocks);
-        const Index states = plan_.d_state * W;
-        for (int k = 0; k < n_blocks; ++k) {
-            gather_states<T>(static_cast<const T*>(scan_.final_state_grad), plan_, blocks[k],
-                             memory.h_grad + k * states);
-        }
+    void run_unit(const Unit& unit, const Partial& partial, const Memory& memory) const {
+        gather_states<T>(static_cast<const T*>(scan_.final_state_grad), plan_, unit, memory.h_grad);
         for (Index chunk = plan_.chunks - 1; chunk >= 0; --chunk) {
-            const Place place{row, group, chunk, blocks, n_blocks};
-            const int positions = plan_.positions(chunk);
-            gather_maps<T, IO>(B_, plan_, blocks[0], place.start(), positions, memory.B);
-            gather_maps<T, IO>(C_, plan_, blocks[0], place.start(), positions, memory.C);
-            const bool resets = gather_keep<T>(reset_, blocks[0], place.start(), positions, memory.keep);
-            const Maps<T> maps{memory.B, memory.C, memory.keep, plan_.d_state, positions};
-            if (plan_.packed) {
-                run_chunk<true>(place, resets, maps, partial, memory);
+            const Place place{unit, chunk, plan_.positions(chunk)};
+            const Index next = chunk > 0 ? place.start() - kChunk : place.start();
+            gather_maps<T, IO>(B_, plan_, unit.batch, place.start(), place.positions, next, memory.B);
+            gather_maps<T, IO>(C_, plan_, unit.batch, place.start(), place.positions, next, memory.C);
+            const bool resets = gather_keep<T>(reset_, unit.batch, place.start(), place.positions, memory.keep);
+            const Maps<T> maps{memory.B, memory.C, memory.keep, plan_.map_row(), place.positions};
+            if (plan_.lanes == Lanes::kStates) {
+                run_chunk<Lanes::kStates>(place, resets, maps, partial, memory);
             } else {
-                run_chunk<false>(place, resets, maps, partial, memory);
+                run_chunk<Lanes::kChannels>(place, resets, maps, partial, memory);
             }
         }
         if (scan_.state_grad == nullptr) return;
-        for (int k = 0; k < n_blocks; ++k) {
-            scatter_states<T>(memory.h_grad + k * states, plan_, blocks[k], static_cast<T*>(scan_.state_grad));
-        }
+        scatter_states<T>(memory.h_grad, plan_, unit, static_cast<T*>(scan_.state_grad));
     }
 
-    template <bool Packed>
+    template <Lanes L>
     void run_chunk(const Place& place, bool resets, const Maps<T>& maps, const Partial& partial,
                    const Memory& memory) const {
         if (gate_.missing()) {
-            run_gated_chunk<Packed, false>(place, resets, maps, partial, memory);
+            run_gated_chunk<L, false>(place, resets, maps, partial, memory);
         } else {
-            run_gated_chunk<Packed, true>(place, resets, maps, partial, memory);
+            run_gated_chunk<L, true>(place, resets, maps, partial, memory);
         }
     }
 
-    template <bool Packed, bool Gate>
+    template <Lanes L, bool Gate>
     void run_gated_chunk(const Place& place, bool resets, const Maps<T>& maps, const Partial& partial,
                          const Memory& memory) const {
-        prepare<Packed, Gate>(place, maps.positions, memory.prepared);
+        prepare<L, Gate>(place, memory);
         if (resets) {
-            run_tiles<kTile, Packed, true, Gate>(place, 0, maps, partial, memory);
+            run_tiles<kTile, L, true, Gate>(place, 0, maps, partial, memory);
         } else {
-            run_tiles<kTile, Packed, false, Gate>(place, 0, maps, partial, memory);
+            run_tiles<kTile, L, false, Gate>(place, 0, maps, partial, memory);
         }
-        finish<Packed, Gate>(place, maps.positions, memory.prepared, partial);
+        if (L == Lanes::kStates) add_sums<Gate>(place, memory);
+        finish<L, Gate>(place, memory, partial);
+    }
+
+    template <Lanes L>
+    Prepared<T, L> prepared(const Memory& memory) const {
+        return {memory.values, plan_.values()};
+    }
+
+    template <Lanes L>
+    Strip<T, L> strip(const Place& place, int k, const Memory& memory) const {
+        return {prepared<L>(memory).block(k), k, place.unit.channels, memory.sums + k * kChunk * kSums * W};
     }
 
     // Row by row, see selective_scan_forward.cpp.
-    template <bool Packed, bool Gate>
-    void prepare(const Place& place, int positions, const Prepared<T>& to) const {
-        Vector<T> bias[kMostBlocks<T>], D[kMostBlocks<T>];
-        for (int k = 0; k < place.n_blocks; ++k) {
-            bias[k] = read_channels<T>(scan_.delta_bias, place.blocks[k]);
-            D[k] = read_channels<T>(scan_.D, place.blocks[k]);
-        }
-        for (int l = 0; l < positions; ++l) {
-            const auto line = [&](const Rows<const IO>& rows) {
-                return Line<T, const IO, Packed>(rows, place.blocks, place.start() + l);
-            };
-            const auto deltas = line(delta_), us = line(u_), y_grads = line(y_grad_), gates = line(gate_);
-            for (int k = 0; k < place.n_blocks; ++k) {
-                const Prepared<T> block = to.block(k);
-                const Vector<T> raw = deltas.read(k) + bias[k], u = us.read(k), grad = y_grads.read(k);
+    template <Lanes L, bool Gate>
+    void prepare(const Place& place, const Memory& memory) const {
+        const auto window = [&](const Rows<const IO>& rows, int index) {
+            return Window<T, const IO, L>(rows, place.unit, place.start(), memory.lines[index]);
+        };
+        const auto deltas = window(delta_, 0), us = window(u_, 1), y_grads = window(y_grad_, 2), gates = window(gate_, 3);
+        for (const auto* input : {&deltas, &us, &y_grads, &gates}) input->gather(place.positions);
+        for (int l = 0; l < plan_.lines(place.positions); ++l) {
+            for (int k = 0; k < (L == Lanes::kStates ? 1 : place.unit.blocks); ++k) {
+                const Prepared<T, L> block = prepared<L>(memory).block(k);
+                const Index parameter = (L == Lanes::kStates ? l : k) * W;
+                const Vector<T> raw = deltas.read(l, k) + load(memory.bias + parameter);
+                const Vector<T> u = us.read(l, k), grad = y_grads.read(l, k);
                 Softplus<T> step{raw, splat<T>(T(1))};
                 if (scan_.delta_softplus) step = softplus_with_slope<T>(raw);
                 store<T>(block.at(l, kDelta), step.value);
@@ -274,143 +309,155 @@ class Backward {
                     store<T>(block.at(l, kYGrad), grad);
                     continue;
                 }
-                const Vector<T> gate = gates.read(k), s = sigmoid<T>(gate), gated = gate * s;
+                const Vector<T> gate = gates.read(l, k), s = sigmoid<T>(gate), gated = gate * s;
                 store<T>(block.at(l, kYGrad), grad * gated);
                 store<T>(block.at(l, kGateFactor), grad * (gated * (T(1) - s) + s));
-                store<T>(block.at(l, kY), D[k] * u);
+                store<T>(block.at(l, kY), load(memory.D + parameter) * u);
             }
+        }
+        if (L == Lanes::kChannels) return;
+        for (int k = 0; k < place.unit.blocks; ++k) {
+            std::memset(strip<L>(place, k, memory).sums, 0, sizeof(T) * place.positions * kSums * W);
         }
     }
 
-    template <int States, bool Packed, bool Resets, bool Gate>
+    template <int States, Lanes L, bool Resets, bool Gate>
     void run_tiles(const Place& place, Index first, const Maps<T>& maps, const Partial& partial,
                    const Memory& memory) const {
         const T* checkpoint = checkpoint_of(place, place.chunk);
-        for (; maps.d_state - first >= States; first += States) {
+        for (; plan_.depth - first >= States; first += States) {
             const Index sums = maps.positions * States * W;
             std::memset(memory.tile.B_grad, 0, sizeof(T) * sums);
             std::memset(memory.tile.C_grad, 0, sizeof(T) * sums);
-            for (int k = 0; k < place.n_blocks; ++k) {
-                const Index at = (k * maps.d_state + first) * W;
-                const Prepared<T> block = memory.prepared.block(k);
-                forward_tile<T, States, Packed, Resets, Gate>(memory.A + at, checkpoint + at, maps, first, block,
-                                                              memory.tile, next_inputs(place, k, first, memory),
-                                                              next_checkpoint(place, k) + first * W);
-                backward_tile<T, States, Packed, Resets>(memory.A + at, memory.h_grad + at, partial.A + at, maps, first,
-                                                         block, memory.tile, next_outputs(place, k, first, memory));
+            for (int k = 0; k < place.unit.blocks; ++k) {
+                const Index at = (k * plan_.depth + first) * W;
+                const Strip<T, L> mine = strip<L>(place, k, memory);
+                forward_tile<T, States, L, Resets, Gate>(memory.A + at, checkpoint + at, maps, first, mine, memory.tile,
+                                                         next_inputs<L>(place, k, first, memory),
+                                                         next_checkpoint(place, k) + first * W);
+                backward_tile<T, States, L, Resets>(memory.A + at, memory.h_grad + at, partial.A + at, maps, first, mine,
+                                                    memory.tile, next_outputs<L>(place, k, first, memory));
             }
-            add_maps<States, Packed>(place, first, maps.positions, partial, memory);
+            if (partial.B == nullptr) {
+                put_maps<States, L>(memory.tile.B_grad, B_grad_, place, first);
+                put_maps<States, L>(memory.tile.C_grad, C_grad_, place, first);
+            } else {
+                put_maps<States, L>(memory.tile.B_grad, sums_of(partial.B, place.unit.group), place, first);
+                put_maps<States, L>(memory.tile.C_grad, sums_of(partial.C, place.unit.group), place, first);
+            }
         }
-        if constexpr (States > 1) {
-            run_tiles<States / 2, Packed, Resets, Gate>(place, first, maps, partial, memory);
-        }
+        if constexpr (States > 1) run_tiles<States / 2, L, Resets, Gate>(place, first, maps, partial, memory);
     }
 
     const T* checkpoint_of(const Place& place, Index chunk) const {
-        return plan_.checkpoint(scan_.checkpoints, place.row, place.group, chunk);
+        return plan_.checkpoint(scan_.checkpoints, place.unit, chunk);
     }
 
     // Of the block that follows: in this chunk, or the first one in the chunk that is met next.
     const T* next_checkpoint(const Place& place, int k) const {
-        if (k + 1 < place.n_blocks) return checkpoint_of(place, place.chunk) + (k + 1) * plan_.d_state * W;
+        if (k + 1 < place.unit.blocks) return checkpoint_of(place, place.chunk) + (k + 1) * plan_.depth * W;
         return checkpoint_of(place, place.chunk > 0 ? place.chunk - 1 : 0);
     }
 
     // The rows that the next chunk reads.
-    Ahead<4> next_inputs(const Place& place, int k, Index first_state, const Memory& memory) const {
+    template <Lanes L>
+    Ahead<4> next_inputs(const Place& place, int k, Index first, const Memory& memory) const {
         Ahead<4> ahead(memory.A);
-        const Block<T>& block = place.blocks[k];
-        if (!block.whole || place.chunk == 0 || first_state > 0) return ahead;
-        const Index batch = block.batch[0], row = (place.chunk - 1) * kChunk, channel = block.channel[0];
-        ahead.set(0, delta_, batch, row, channel);
-        ahead.set(1, u_, batch, row, channel);
-        ahead.set(2, y_grad_, batch, row, channel);
-        ahead.set(3, gate_, batch, row, channel);
+        const Unit& unit = place.unit;
+        const Block block = neighbours<T>(unit.batch, unit.channel + k * W, unit.channel + unit.channels);
+        if (L == Lanes::kStates || !block.whole || place.chunk == 0 || first > 0) return ahead;
+        const Index row = (place.chunk - 1) * kChunk;
+        ahead.set(0, delta_, unit.batch, row, block.channel);
+        ahead.set(1, u_, unit.batch, row, block.channel);
+        ahead.set(2, y_grad_, unit.batch, row, block.channel);
+        ahead.set(3, gate_, unit.batch, row, block.channel);
         return ahead;
     }
 
     // The rows that this chunk is about to write.
-    Ahead<3, true> next_outputs(const Place& place, int k, Index first_state, const Memory& memory) const {
+    template <Lanes L>
+    Ahead<3, true> next_outputs(const Place& place, int k, Index first, const Memory& memory) const {
         Ahead<3, true> ahead(memory.A);
-        const Block<T>& block = place.blocks[k];
-        if (!block.whole || first_state > 0) return ahead;
-        const Index batch = block.batch[0], channel = block.channel[0];
-        ahead.set(0, u_grad_, batch, place.start(), channel);
-        ahead.set(1, delta_grad_, batch, place.start(), channel);
-        ahead.set(2, gate_grad_, batch, place.start(), channel);
+        const Unit& unit = place.unit;
+        const Block block = neighbours<T>(unit.batch, unit.channel + k * W, unit.channel + unit.channels);
+        if (L == Lanes::kStates || !block.whole || first > 0) return ahead;
+        ahead.set(0, u_grad_, unit.batch, place.start(), block.channel);
+        ahead.set(1, delta_grad_, unit.batch, place.start(), block.channel);
+        ahead.set(2, gate_grad_, unit.batch, place.start(), block.channel);
         return ahead;
     }
 
-    // Sum the lanes of dB and dC; lanes of one batch row when several share the vector.
-    template <int States, bool Packed>
-    void add_maps(const Place& place, Index first, int positions, const Partial& partial, const Memory& memory) const {
-        const Block<T>& block = place.blocks[0];
-        for (int l = 0; l < positions; ++l) {
-            for (int n = 0; n < States; ++n) {
-                const T* B_lanes = memory.tile.B_grad + (l * States + n) * W;
-                const T* C_lanes = memory.tile.C_grad + (l * States + n) * W;
-                if (!Packed) {
-                    put_maps(place.group, place.row, place.start() + l, first + n, sum_lanes(B_lanes),
-                             sum_lanes(C_lanes), partial);
-                    continue;
-                }
-                for (int i = 0; i < block.lanes; i += static_cast<int>(plan_.d_inner)) {
-                    T B = T(0), C = T(0);
-                    for (int d = 0; d < plan_.d_inner; ++d) {
-                        B += B_lanes[i + d];
-                        C += C_lanes[i + d];
-                    }
-                    put_maps(0, block.batch[i], place.start() + l, first + n, B, C, partial);
-                }
-            }
-        }
+    // dB or dC of a group: [batch][position][state].
+    Rows<T> sums_of(T* sums, Index group) const {
+        const Index row = plan_.d_state, batch = plan_.length * row;
+        return {sums + group * plan_.batch * batch, batch, row};
     }
 
-    void put_maps(Index group, Index batch, Index position, Index n, T B, T C, const Partial& partial) const {
-        if (partial.B == nullptr) {
-            write_one(B_grad_.at(batch, position, n), B);
-            write_one(C_grad_.at(batch, position, n), C);
+    // dB or dC of a tile: the sums over channels in lanes, or the lanes themselves.
+    template <int States, Lanes L, class Out>
+    void put_maps(const T* from, const Rows<Out>& to, const Place& place, Index first) const {
+        if (L == Lanes::kChannels) {
+            T sums[kChunk * States];
+            sum_vectors<T>(from, W, place.positions * States, sums);
+            for (int l = 0; l < place.positions; ++l) {
+                Out* out = to.at(place.unit.batch, place.start() + l, first);
+                for (int n = 0; n < States; ++n) write_one(out + n, sums[l * States + n]);
+            }
             return;
         }
-        const Index at = ((group * plan_.batch + batch) * plan_.length + position) * plan_.d_state + n;
-        partial.B[at] = B;
-        partial.C[at] = C;
-    }
-
-    template <bool Packed, bool Gate>
-    void finish(const Place& place, int positions, const Prepared<T>& prepared, const Partial& partial) const {
-        Vector<T> D[kMostBlocks<T>], dD[kMostBlocks<T>], dbias[kMostBlocks<T>];
-        for (int k = 0; k < place.n_blocks; ++k) {
-            D[k] = read_channels<T>(scan_.D, place.blocks[k]);
-            dD[k] = load(partial.D + k * W);
-            dbias[k] = load(partial.bias + k * W);
-        }
-        for (int l = 0; l < positions; ++l) {
-            const auto line = [&](const Rows<IO>& rows) {
-                return Line<T, IO, Packed>(rows, place.blocks, place.start() + l);
-            };
-            const auto u_line = line(u_grad_), delta_line = line(delta_grad_), gate_line = line(gate_grad_);
-            for (int k = 0; k < place.n_blocks; ++k) {
-                const auto value = [&](Value which) { return load(prepared.block(k).at(l, which)); };
-                const Vector<T> u = value(kU), g = value(kYGrad), input_grad = value(kInputGrad);
-                u_line.write(k, input_grad * value(kDelta) + g * D[k]);
-                const Vector<T> delta_grad = (input_grad * u + value(kDecayGrad) * T(kLn2)) * value(kSigmoid);
-                delta_line.write(k, delta_grad);
-                if (Gate) gate_line.write(k, value(kGateFactor) * value(kY));
-                dD[k] = g * u + dD[k];
-                dbias[k] = dbias[k] + delta_grad;
+        for (int l = 0; l < place.positions; ++l) {
+            Out* out = to.at(place.unit.batch, place.start() + l, 0);
+            for (int n = 0; n < States; ++n, from += W) {
+                const Block states = neighbours<T>(0, (first + n) * W, plan_.d_state);
+                write_lanes<T>(out + states.channel, states.lanes, load(from));
             }
         }
-        for (int k = 0; k < place.n_blocks; ++k) {
-            store<T>(partial.D + k * W, dD[k]);
-            store<T>(partial.bias + k * W, dbias[k]);
+    }
+
+    // The sums over the states in lanes join the other values.
+    template <bool Gate>
+    void add_sums(const Place& place, const Memory& memory) const {
+        const auto values = prepared<Lanes::kStates>(memory);
+        const Index channels = place.unit.channels;
+        for (int k = 0; k < place.unit.blocks; ++k) {
+            const auto mine = strip<Lanes::kStates>(place, k, memory);
+            for (Value which : {kY, kInputGrad, kDecayGrad}) {
+                if (which == kY && !Gate) continue;
+                T added[kChunk];
+                sum_vectors<T>(mine.sum(0, which), kSums * W, place.positions, added);
+                T* to = values.at(0, which) + k;
+                for (int l = 0; l < place.positions; ++l) to[l * channels] += added[l];
+            }
         }
+    }
+
+    template <Lanes L, bool Gate>
+    void finish(const Place& place, const Memory& memory, const Partial& partial) const {
+        const auto window = [&](const Rows<IO>& rows, int index) {
+            return Window<T, IO, L>(rows, place.unit, place.start(), memory.lines[index]);
+        };
+        const auto u_grads = window(u_grad_, 0), delta_grads = window(delta_grad_, 1), gate_grads = window(gate_grad_, 2);
+        for (int l = 0; l < plan_.lines(place.positions); ++l) {
+            for (int k = 0; k < (L == Lanes::kStates ? 1 : place.unit.blocks); ++k) {
+                const Prepared<T, L> block = prepared<L>(memory).block(k);
+                const Index parameter = (L == Lanes::kStates ? l : k) * W;
+                const auto value = [&](Value which) { return load(block.at(l, which)); };
+                const Vector<T> u = value(kU), g = value(kYGrad), input_grad = value(kInputGrad);
+                u_grads.write(l, k, input_grad * value(kDelta) + g * load(memory.D + parameter));
+                const Vector<T> delta_grad = (input_grad * u + value(kDecayGrad) * T(kLn2)) * value(kSigmoid);
+                delta_grads.write(l, k, delta_grad);
+                if (Gate) gate_grads.write(l, k, value(kGateFactor) * value(kY));
+                store<T>(partial.D + parameter, g * u + load(partial.D + parameter));
+                store<T>(partial.bias + parameter, delta_grad + load(partial.bias + parameter));
+            }
+        }
+        for (const auto* output : {&u_grads, &delta_grads, &gate_grads}) output->scatter(place.positions);
     }
 
     SpherescanStatus reduce(const Partial& partial) const {
-        const Index blocks = plan_.groups * plan_.blocks;
-        auto status = for_each_task<T>(blocks, scan_.threads, plan_.d_state * W, [&](Index task, T* memory) {
-            reduce_parameters(task / plan_.blocks, task % plan_.blocks, partial, memory);
+        const auto status = for_each_task<T>(plan_.groups * plan_.blocks, scan_.threads, plan_.depth * W,
+                                             [&](Index task, T* memory) {
+            reduce_parameters(plan_.unit(0, task / plan_.blocks), task % plan_.blocks, partial, memory);
         });
         if (status != SPHERESCAN_OK || partial.B == nullptr) return status;
         constexpr Index stretch = 64;
@@ -422,35 +469,40 @@ class Backward {
         });
     }
 
-    // Sum one block of channels over the parts of its group, in order.
-    void reduce_parameters(Index group, Index k, const Partial& partial, T* memory) const {
-        if (k >= plan_.blocks_of(group)) return;
-        const Index states = plan_.d_state * W, channels = plan_.blocks * W;
-        Vector<T> D = splat<T>(T(0)), bias = splat<T>(T(0));
-        std::memset(memory, 0, sizeof(T) * states);
-        for (Index task = group * plan_.parts; task < (group + 1) * plan_.parts; ++task) {
-            D = D + load(partial.D + task * channels + k * W);
-            bias = bias + load(partial.bias + task * channels + k * W);
-            const T* A = partial.A + task * plan_.states() + k * states;
-            for (Index i = 0; i < states; i += W) store<T>(memory + i, load(memory + i) + load(A + i));
+    // Sum one block over the parts of its group, in order.
+    void reduce_parameters(const Unit& unit, Index k, const Partial& partial, T* memory) const {
+        if (k >= unit.blocks) return;
+        const Index size = plan_.depth * W;
+        std::memset(memory, 0, sizeof(T) * size);
+        for (Index task = unit.group * plan_.parts; task < (unit.group + 1) * plan_.parts; ++task) {
+            const T* A = partial.A + task * plan_.states() + k * size;
+            for (Index i = 0; i < size; i += W) store<T>(memory + i, load(memory + i) + load(A + i));
         }
-        const Block<T> block = plan_.block(0, group, k);
-        T D_lanes[W], bias_lanes[W];
-        store<T>(D_lanes, D);
-        store<T>(bias_lanes, bias);
-        for (int i = 0; i < block.lanes; ++i) {
-            const Index channel = block.channel[i];
-            const bool first = i == channel - block.channel[0];  // packed lanes repeat the channels
-            add(static_cast<T*>(scan_.D_grad) + channel, D_lanes[i], first);
+        Unit mine = unit;
+        mine.blocks = 1;
+        const Index first = plan_.lanes == Lanes::kStates ? k : k * W;
+        const Index rest = unit.channels - first, most = plan_.lanes == Lanes::kStates ? 1 : W;
+        mine.channel += first;
+        mine.channels = rest < most ? rest : most;
+        scatter_states<T>(memory, plan_, mine, static_cast<T*>(scan_.A_grad));
+        for (Index d = first; d < first + mine.channels; ++d) {
+            add_parameter(partial.D, unit, d, static_cast<T*>(scan_.D_grad));
             if (scan_.delta_bias_grad != nullptr) {
-                add(static_cast<T*>(scan_.delta_bias_grad) + channel, bias_lanes[i], first);
+                add_parameter(partial.bias, unit, d, static_cast<T*>(scan_.delta_bias_grad));
             }
-            T* A = static_cast<T*>(scan_.A_grad) + channel * plan_.d_state;
-            for (Index n = 0; n < plan_.d_state; ++n) add(A + n, memory[n * W + i], first);
         }
     }
 
-    static void add(T* to, T value, bool first) { *to = first ? value : *to + value; }
+    // The sum of a parameter's gradient over parts, and over positions where it is repeated for them.
+    void add_parameter(const T* sums, const Unit& unit, Index channel, T* to) const {
+        T total = T(0);
+        for (Index task = unit.group * plan_.parts; task < (unit.group + 1) * plan_.parts; ++task) {
+            const T* own = sums + task * plan_.parameters();
+            const Index end = plan_.lanes == Lanes::kStates ? plan_.parameters() : channel + 1;
+            for (Index i = channel; i < end; i += unit.channels) total += own[i];
+        }
+        to[unit.channel + channel] = total;
+    }
 
     void reduce_maps(Index batch, Index position, const Partial& partial) const {
         const Index N = plan_.d_state, group_size = plan_.batch * plan_.length * N;

@@ -46,7 +46,7 @@ class Step {
 
   private:
     void run_channels(Index batch, Index first, Index last, const T* B, const T* C) const {
-        const Block<T> block = neighbours<T>(batch, first, last);
+        const Block block = neighbours<T>(batch, first, last);
         const Vector<T> raw = read_row<T>(delta_, block, 0) + read_channels<T>(step_.delta_bias, block);
         const Vector<T> delta = step_.delta_softplus ? softplus<T>(raw) : raw;
         const Vector<T> u = read_row<T>(u_, block, 0);

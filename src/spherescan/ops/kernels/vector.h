@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -67,6 +68,7 @@ template <class T>
 using Compute = typename ComputeOf<T>::Type;
 
 #define SPHERESCAN_INLINE static inline __attribute__((always_inline))
+#define SPHERESCAN_APART static __attribute__((noinline))  // long, and called from many places
 
 SPHERESCAN_INLINE Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
@@ -109,16 +111,18 @@ SPHERESCAN_INLINE Vector<double> magnitude(Vector<double> x) {
     return (Vector<double>)((Mask<double>)x & INT64_C(0x7fffffffffffffff));
 }
 
-// The sum over the lanes of a vector in memory, always in the same order: 16 bytes at a time, then the lanes of those.
+// The sum over the lanes of a vector, always in the same order: 16 bytes at a time, then the lanes of those.
 template <class T>
-SPHERESCAN_INLINE T sum_lanes(const T* from) {
+SPHERESCAN_INLINE T sum(Vector<T> values) {
     typedef T Quarter __attribute__((vector_size(16)));
     constexpr int lanes = 16 / sizeof(T);
+    T all[kWidth<T>];
+    store<T>(all, values);
     Quarter total, next;
-    std::memcpy(&total, from, sizeof total);
+    std::memcpy(&total, all, sizeof total);
 #pragma GCC unroll 4
     for (int i = lanes; i < kWidth<T>; i += lanes) {
-        std::memcpy(&next, from + i, sizeof next);
+        std::memcpy(&next, all + i, sizeof next);
         total += next;
     }
     T value = total[0] + total[lanes / 2];
@@ -126,11 +130,50 @@ SPHERESCAN_INLINE T sum_lanes(const T* from) {
     return value;
 }
 
-template <class T>
-SPHERESCAN_INLINE T sum(Vector<T> values) {
-    T lanes[kWidth<T>];
-    store<T>(lanes, values);
-    return sum_lanes(lanes);
+// Lanes of two vectors by their numbers; those of the second vector go on where those of the first end.
+template <class T, int... Lanes>
+SPHERESCAN_INLINE Vector<T> pick(Vector<T> first, Vector<T> second) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(first, second, Lanes...);
+#else
+    return __builtin_shuffle(first, second, Mask<T>{Lanes...});
+#endif
+}
+
+// Seen as runs of Stride lanes: the even runs of both vectors, then the odd runs of both, each in the places of the first
+// vector's even and the second one's odd runs.
+template <class T, int Stride, int... Lanes>
+SPHERESCAN_INLINE void exchange(Vector<T>& first, Vector<T>& second, std::integer_sequence<int, Lanes...>) {
+    constexpr int width = kWidth<T>;
+    const Vector<T> even = pick<T, ((Lanes & Stride) ? width + Lanes - Stride : Lanes)...>(first, second);
+    const Vector<T> odd = pick<T, ((Lanes & Stride) ? width + Lanes : Lanes + Stride)...>(first, second);
+    first = even;
+    second = odd;
+}
+
+// Lane j of vector i becomes lane i of vector j.
+template <class T, int Stride = kWidth<T> / 2>
+SPHERESCAN_INLINE void transpose(Vector<T> (&vectors)[kWidth<T>]) {
+    constexpr int width = kWidth<T>;
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+        if ((i & Stride) == 0) {
+            exchange<T, Stride>(vectors[i], vectors[i + Stride], std::make_integer_sequence<int, width>());
+        }
+    }
+    if constexpr (Stride > 1) transpose<T, Stride / 2>(vectors);
+}
+
+// Lane i of the result is the sum over the lanes of vector i, always in the same order. Overwrites the vectors.
+template <class T, int Stride = kWidth<T> / 2>
+SPHERESCAN_INLINE Vector<T> sum_lanes(Vector<T> (&vectors)[kWidth<T>]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Stride; ++i) {
+        exchange<T, Stride>(vectors[i], vectors[i + Stride], std::make_integer_sequence<int, kWidth<T>>());
+        vectors[i] = vectors[i] + vectors[i + Stride];
+    }
+    if constexpr (Stride > 1) return sum_lanes<T, Stride / 2>(vectors);
+    return vectors[0];
 }
 
 // One value: to and from memory, whatever it is stored as.
