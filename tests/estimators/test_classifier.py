@@ -286,13 +286,127 @@ def test_a_large_offset_costs_nothing():
     assert classifier.score(X[20:] + 2**31, y[20:]) == 1
 
 
-def test_what_a_failed_fit_leaves_is_not_fitted():
+def test_a_failed_fit_leaves_what_was_there():
     X, y = waves(12)
-    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    classifier = SequenceClassifier(n_features=10, random_state=0)
     with pytest.raises(ValueError, match="at least 84"):
-        classifier.set_params(n_features=10).fit(X, np.array(["x", "y", "z"])[y])
+        classifier.fit(X, y)
     with pytest.raises(NotFittedError):
         classifier.predict(X)
+    classifier.set_params(n_features=84).fit(X, y)
+    before, cosines = dict(vars(classifier)), classifier.decision_function(X)
+    with pytest.raises(ValueError, match="inconsistent"):
+        classifier.fit(X[:, None, :20], np.array(["x", "y", "z"])[y[:-1]])
+    assert vars(classifier) == before
+    np.testing.assert_array_equal(classifier.decision_function(X), cosines)
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit", "add_classes"])
+@pytest.mark.parametrize("where", ["scale_of", "Familiarity.of"])
+def test_an_interrupted_call_leaves_what_was_there(monkeypatch, call, where):
+    X, y = waves(24)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X[y < 2], y[y < 2])
+    before, cosines = dict(vars(classifier)), classifier.decision_function(X)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"spherescan.estimators.classifier.{where}", interrupt)
+    chosen = np.ones(24, dtype=bool) if call == "fit" else y == 2
+    with pytest.raises(KeyboardInterrupt):
+        getattr(classifier, call)(X[chosen], y[chosen])
+    assert vars(classifier) == before
+    np.testing.assert_array_equal(classifier.decision_function(X), cosines)
+    monkeypatch.undo()
+    classifier.add_classes(X[y == 2], y[y == 2])
+    assert classifier.predict_proba(X).shape == (24, 3)
+
+
+def test_a_new_fit_forgets_what_the_last_one_found():
+    X, y = waves(12)
+    classifier = SequenceClassifier(n_features=84, random_state=0, missing="mask").fit(X + 1000, y)
+    assert classifier.channel_means_[0] > 900
+    classifier.set_params(missing="refuse").fit(X[:, None], y).set_params(missing="mask")
+    assert not hasattr(classifier, "channel_means_")
+    assert not hasattr(classifier, "n_features_in_")
+    with pytest.raises(ValueError, match="fitted with missing"):
+        classifier.predict(X[:, None])
+
+
+def test_logarithms_of_probabilities_reach_where_probabilities_are_zero(fitted, test):
+    X = test[0][:20]
+    found = fitted.predict_log_proba(X)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(np.exp(found), fitted.predict_proba(X))
+
+
+def test_data_frames_in_a_list_have_channels_in_columns():
+    X, y = waves(12)
+    names = ("a", "b")
+    frames = [pd.DataFrame(dict.fromkeys(names, values)) for values in X]
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(frames, y)
+    assert classifier.n_channels_ == 2
+    same = classifier.decision_function([np.stack([values, values]) for values in X])
+    np.testing.assert_array_equal(classifier.decision_function(frames), same)
+    column = pd.Series(list(X))
+    found = SequenceClassifier(n_features=84, random_state=0).fit(column, y).predict(column)
+    assert (found == y).all()
+
+
+def test_an_unknown_label_may_be_a_tuple():
+    X, y = waves(40)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    found = classifier.predict_open(X[:3] + 100, rejection=0.1, unknown_label=("no", "class"))
+    assert found.tolist() == [("no", "class")] * 3
+
+
+@pytest.mark.parametrize(
+    ("X", "reason"),
+    [
+        ([np.zeros((5, 2)), np.zeros((6, 2))], "transpose"),
+        (np.zeros((2, 1, 1, 5)), "4 axes"),
+        ([[[1, 2, 3], [1, 2]]] * 2, "several lengths"),
+        (None, "of type NoneType"),
+        ((np.zeros(5) for _ in range(2)), "of type generator"),
+        ({"a": [1, 2]}, "of type dict"),
+        ([[np.ma.masked_greater([1.0, 9.0], 5)] * 2] * 2, "masked"),
+    ],
+)
+def test_what_is_no_series_is_refused_in_words_that_help(X, reason):
+    with pytest.raises(ValueError, match=reason):
+        SequenceClassifier(n_features=84).fit(X, [0, 1])
+
+
+@pytest.mark.parametrize("shape", [(4, 30), (4, 1, 30), "list"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_named_with_its_place(shape, value):
+    X = np.random.default_rng(0).standard_normal((4, 1, 30))
+    X[3, 0, 4] = value
+    given = list(X) if shape == "list" else X.reshape(shape)
+    with pytest.raises(ValueError, match=r"series 3 of X has .* in channel 0 at time 4"):
+        SequenceClassifier(n_features=84).fit(given, [0, 1, 0, 1])
+
+
+def test_masked_labels_are_refused():
+    X, y = waves(12)
+    with pytest.raises(ValueError, match="masked labels"):
+        SequenceClassifier(n_features=84).fit(X, np.ma.masked_equal(y, 2))
+
+
+@pytest.mark.parametrize("setting", ["causal", "selective", "early_stopping", "verbose"])
+def test_a_flag_that_is_none_is_refused(setting):
+    X, y = waves(12)
+    with pytest.raises(TypeError, match=f"{setting} is 'no'"):
+        SequenceClassifier(n_features=84).set_params(**{setting: "no"}).fit(X, y)
+
+
+def test_one_long_series_among_many_does_not_exhaust_the_memory(monkeypatch):
+    X, y = waves(12)
+    classifier = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+    monkeypatch.setattr("spherescan.estimators.sequences.memory_bytes", lambda: 4 * 8 * 11 * 1000)
+    with pytest.raises(ValueError, match=r"X\[11\] has 1000 values"):
+        classifier.predict([*X[:11], np.zeros(1000)])
+    assert len(classifier.predict([*X[:10], np.zeros(1000)])) == 11
 
 
 def test_a_list_of_arrays_is_series_whatever_their_lengths():
@@ -317,7 +431,7 @@ def test_values_far_from_those_of_training_are_refused_by_every_method():
     ("X", "reason"),
     [
         ([[1.0, float("nan")], [1.0, 2.0]], "NaN"),
-        ([np.array([1.0, np.inf]), np.array([1.0])], r"X\[0\] contains infinity"),
+        ([np.array([1.0, np.inf]), np.array([1.0])], "0 of X has infinity in channel 0 at time 1"),
         ([np.ones((2, 3)), np.ones((3, 3))], "series 1 of X has 3 channels"),
         (np.ones((2, 0)), "0 feature"),
         (np.ones((2, 1, 0)), "shape"),

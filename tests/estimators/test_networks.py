@@ -177,6 +177,7 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
     ("samples", "message"),
     [
         ([], "nothing has been pushed"),
+        (np.ma.masked_all(2), "masked"),
         ([1.0, 2.0, 3.0], r"wanted \(2,\)"),
         ([1.0, np.nan], "not finite"),
         (["a", "b"], "no numbers"),
@@ -339,6 +340,10 @@ def test_progress_is_told_when_it_is_asked_for(tmp_path, capsys):
     assert lines[-1].startswith("network 2 of 2, step 40 of 40, loss ")
     SequenceClassifier(**QUICK).fit(X, y)
     assert capsys.readouterr().err == ""
+    long = QUICK | {"max_steps": 10**6, "time_budget": 0.4}
+    SequenceClassifier(**long, verbose=True).fit(X, y)
+    ended = capsys.readouterr().err.splitlines()[-1]  # though not a tenth of the steps was taken
+    assert ended.startswith("network 2 of 2, step ")
 
 
 def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):

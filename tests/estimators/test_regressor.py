@@ -157,6 +157,7 @@ def test_settings_that_are_wrong_are_refused(settings, error, reason):
         ([1.0, 2.0, np.inf], "infinity"),
         (np.ones((3, 2)), "1d array"),
         (["a", "b", "c"], "could not convert|strings"),
+        (np.ma.masked_equal([1.0, 2.0, 3.0], 2.0), "masked values"),
         ([-1e308, 0.0, 1e308], "too large; rescale"),
         ([1e308, 1e308, 1e308], "too large; rescale"),
         ([1e16, 1e16, 1e16 + 2], "barely tell apart"),

@@ -45,6 +45,25 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """Return whether `fit` has come to its end."""
         return "_fitted" in self.__dict__
 
+    @contextmanager
+    def _all_or_nothing(self, *, anew: bool = False) -> Iterator[None]:
+        """Put everything back as it was when what is done within fails or is interrupted.
+
+        Args:
+            anew: Whether to forget what an earlier fit has found.
+        """
+        before = dict(self.__dict__)
+        try:
+            if anew:
+                found = [name for name in before if name.endswith("_") or name == "_fitted"]
+                for name in found:
+                    del self.__dict__[name]
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
     @abstractmethod
     def _facts(self) -> dict[str, str]:
         """Return what fitting found, in words."""

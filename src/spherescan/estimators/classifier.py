@@ -157,7 +157,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> "SequenceClassifier":
-        """Fit to labelled series.
+        """Fit to labelled series; when that fails or is interrupted, an earlier fit stays.
 
         Args:
             X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or
@@ -170,19 +170,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: X or y that scikit-learn would refuse, a single class, or too few features.
             TypeError: A setting of another type.
         """
-        self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
-        batch = padded(self, X, reset=True)
-        labels = checked_labels(batch.x, y)
-        self._expect_settings()
-        classes, indices = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(
-                f"y has the one class {classes.tolist()[0]!r}; a classifier needs at least two "
-                "classes"
-            )
-        target = torch.from_numpy(indices)
-        features, rows, points = self._fit_features(batch, target, n_classes=len(classes))
-        return self._fit_rows(features, rows, classes, target, points)
+        with self._all_or_nothing(anew=True):
+            return self._fit(X, y)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "SequenceClassifier":
         """Fit to these series and all that were given before, exactly and in closed form.
@@ -258,9 +247,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             biases.append(column.bias[None])
             reach.append(column.reach[None])
             left_out = torch.cat([left_out, column.left_out[:, None]], 1)
-        self.classes_ = np.concatenate([self.classes_, new])
         known_by = fitted.familiarity.weights
         return self._keep(
+            np.concatenate([self.classes_, new]),
             replace(
                 fitted,
                 familiarity=Familiarity.of(fitted.features, rows, target, left_out, known_by),
@@ -271,7 +260,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 added_reach=torch.cat(reach),
                 scale=scale_of(left_out, target),
                 described=rows,
-            )
+            ),
         )
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -291,6 +280,11 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         """Return the probability of each class, calibrated on left-out series; (n_cases, k)."""
         cosines = self._cosines(X)
         return probabilities(cosines, self._fitted.scale).numpy()
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the logarithm of `predict_proba`, of shape (n_cases, k)."""
+        cosines = self._cosines(X)
+        return torch.log_softmax(self._fitted.scale * cosines, 1).numpy()
 
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
@@ -321,7 +315,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         threshold = self._threshold(rejection, unknown_label)
         cosines, known = self._cosines_and_known(X)
         found = self.classes_[cosines.argmax(1).numpy()].astype(object)
-        found[(known < threshold).numpy()] = unknown_label
+        for index in (known < threshold).nonzero()[:, 0].tolist():
+            found[index] = unknown_label  # one by one: it may be a tuple
         return found
 
     def known_score(self, X: Any) -> NDArray[np.float64]:
@@ -516,8 +511,21 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             )
             made = cls(**saved.parameters(), reserve_classes=saved.reserve_classes)
             saved.restore(made, features, len(fitted.target))
-        made.classes_ = labels
-        return made._keep(fitted)
+        return made._keep(labels, fitted)
+
+    def _fit(self, X: Any, y: Any) -> "SequenceClassifier":
+        batch = padded(self, X, reset=True)
+        labels = checked_labels(batch.x, y)
+        self._expect_settings()
+        classes, indices = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(
+                f"y has the one class {classes.tolist()[0]!r}; a classifier needs at least two "
+                "classes"
+            )
+        target = torch.from_numpy(indices)
+        features, rows, points = self._fit_features(batch, target, n_classes=len(classes))
+        return self._fit_rows(features, rows, classes, target, points)
 
     def _fit_rows(
         self,
@@ -530,8 +538,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         fitted = ridge(features.for_ridge(rows), points[target])
         prototypes = seen_from_below(points)
         left_out = seen_from_below(fitted.left_out) @ prototypes.T
-        self.classes_ = classes
         return self._keep(
+            classes,
             FittedClassifier(
                 features,
                 fitted.weight,
@@ -545,7 +553,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 scale=scale_of(left_out, target),
                 described=rows,
                 familiarity=Familiarity.of(features, rows, target, left_out),
-            )
+            ),
         )
 
     def _fit_features(
@@ -587,12 +595,17 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         if self.reserve_classes < 0:
             raise ValueError(f"reserve_classes is {self.reserve_classes}; it must not be negative")
 
-    def _keep(self, fitted: FittedClassifier) -> "SequenceClassifier":
-        self._fitted = fitted
-        self.prototypes_, self.scale_ = fitted.prototypes.numpy(), fitted.scale
-        self.left_out_cosines_ = fitted.left_out.numpy()
-        self.left_out_known_scores_ = fitted.familiarity.left_out.numpy()
-        self._n_features_out = self.prototypes_.shape[1]
+    def _keep(self, classes: NDArray[Any], fitted: FittedClassifier) -> "SequenceClassifier":
+        # In one go: whoever interrupts finds all of it or nothing.
+        self.__dict__.update(
+            classes_=classes,
+            _fitted=fitted,
+            prototypes_=fitted.prototypes.numpy(),
+            scale_=fitted.scale,
+            left_out_cosines_=fitted.left_out.numpy(),
+            left_out_known_scores_=fitted.familiarity.left_out.numpy(),
+            _n_features_out=fitted.prototypes.shape[1],
+        )
         return self
 
     def _threshold(self, rejection: float, unknown_label: Any) -> float:

@@ -3,7 +3,6 @@
 Letters: n series, l length, c channels, k classes, d prototype dimension.
 """
 
-import itertools
 import math
 import sys
 import time
@@ -333,13 +332,15 @@ class _Clock:
             # What is left is shared by those to come; the first step of each is always taken.
             seconds = max(0.0, left / (settings.n_networks - index))
         plan = Plan(steps, batch_size=batch, seconds=seconds, early_stopping=watched is not None)
-        tenths = itertools.count(1)
-        tenth = next(tenths)
+        told, started = 0, time.perf_counter()
 
         def watch(step: int, loss: float) -> None:
-            nonlocal tenth
-            if settings.verbose and 10 * step >= tenth * steps:
-                tenth = next(tenths)
+            nonlocal told
+            done = step / steps
+            if seconds is not None:
+                done = max(done, min(1.0, (time.perf_counter() - started) / max(seconds, 1e-9)))
+            if settings.verbose and int(10 * done) > told:
+                told = int(10 * done)
                 sys.stderr.write(
                     f"network {index + 1} of {settings.n_networks}, step {step} of {steps}, "
                     f"loss {loss:.4f}, {time.perf_counter() - self.began:.0f} s\n"

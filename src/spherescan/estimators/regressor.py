@@ -158,7 +158,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> "SequenceRegressor":
-        """Fit to series and their values.
+        """Fit to series and their values; when that fails, an earlier fit stays.
 
         Args:
             X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or
@@ -172,33 +172,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
                 too near each other, too few features, or a setting outside its range.
             TypeError: A setting of another type.
         """
-        self.__dict__.pop("_fitted", None)  # what fails from here on leaves nothing fitted
-        batch = padded(self, X, reset=True)
-        target = checked_values(batch.x, y)
-        if len(target) < 2:
-            raise ValueError("got 1 sample; a regressor needs at least two")
-        lower, upper = _range_around(target, margin=_margin_of(self.margin))
-        settings = network_settings(self, len(target))
-        generator = seeded(self)
-        fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
-        goal = to_cosine(target, lower=lower, upper=upper)
-        bins, prototypes = _bins_of(target)
-        features, rows = SeriesFeatures.fitted(
-            fixed,
-            *batch,
-            bins,
-            prototypes,
-            goal[:, None],
-            settings,
-            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
-            statistics=False,
-            generator=generator,
-        )
-        fitted = sphere_ridge(features.for_ridge(rows), goal)
-        left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
-        return self._keep(
-            _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
-        )
+        with self._all_or_nothing(anew=True):
+            return self._fit(X, y)
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the value of each series, of shape (n_cases,)."""
@@ -334,11 +309,42 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             saved.restore(made, features, len(fitted.target))
         return made._keep(fitted)
 
+    def _fit(self, X: Any, y: Any) -> "SequenceRegressor":
+        batch = padded(self, X, reset=True)
+        target = checked_values(batch.x, y)
+        if len(target) < 2:
+            raise ValueError("got 1 sample; a regressor needs at least two")
+        lower, upper = _range_around(target, margin=_margin_of(self.margin))
+        settings = network_settings(self, len(target))
+        generator = seeded(self)
+        fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
+        goal = to_cosine(target, lower=lower, upper=upper)
+        bins, prototypes = _bins_of(target)
+        features, rows = SeriesFeatures.fitted(
+            fixed,
+            *batch,
+            bins,
+            prototypes,
+            goal[:, None],
+            settings,
+            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
+            statistics=False,
+            generator=generator,
+        )
+        fitted = sphere_ridge(features.for_ridge(rows), goal)
+        left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
+        return self._keep(
+            _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
+        )
+
     def _keep(self, fitted: _Fitted) -> "SequenceRegressor":
-        self._fitted = fitted
-        self.range_ = (fitted.lower, fitted.upper)
-        self.left_out_predictions_ = fitted.left_out.numpy()
-        self._n_features_out = 2
+        # In one go: whoever interrupts finds all of it or nothing.
+        self.__dict__.update(
+            _fitted=fitted,
+            range_=(fitted.lower, fitted.upper),
+            left_out_predictions_=fitted.left_out.numpy(),
+            _n_features_out=2,
+        )
         return self
 
     def _values(self, X: Any) -> Float[Tensor, " n"]:

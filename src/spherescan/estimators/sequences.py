@@ -3,7 +3,7 @@
 Letters: n series, l length of the longest, c channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -67,8 +67,11 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         if values.shape[0] != estimator.n_channels_:
             raise ValueError(
                 f"series {index} of X has {values.shape[0]} channels, but "
-                f"{type(estimator).__name__} is expecting {estimator.n_channels_}"
+                f"{type(estimator).__name__} is expecting {estimator.n_channels_}: a series has "
+                "the shape (n_channels, n_timepoints), so transpose (n_timepoints, n_channels), "
+                "and of a single series give [X]"
             )
+        _expect_finite(values, index, may_miss=masked)
     if masked:
         if reset:
             estimator.channel_means_ = _means(series)
@@ -81,6 +84,25 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
                 f"series {index} of X holds a value too large for dtype('float32'); rescale it"
             )
     return _stacked(series)
+
+
+def _expect_finite(values: NDArray[np.float64], index: int, *, may_miss: bool) -> None:
+    """Check the values of a series.
+
+    Raises:
+        ValueError: An infinity, or a NaN where none may be; says where.
+    """
+    strange = np.isinf(values) if may_miss else ~np.isfinite(values)
+    if strange.any():
+        channel, time = np.argwhere(strange)[0].tolist()
+        value = values[channel, time]
+        found = "NaN" if np.isnan(value) else "infinity" if value > 0 else "-infinity"
+        way_out = (
+            'fill it in, or set missing="mask"' if np.isnan(value) else "it has to be a number"
+        )
+        raise ValueError(
+            f"series {index} of X has {found} in channel {channel} at time {time}; {way_out}"
+        )
 
 
 def _may_miss(estimator: BaseEstimator) -> bool:
@@ -125,37 +147,39 @@ def _filled(values: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[
 def _series(
     estimator: BaseEstimator, X: Any, *, reset: bool, masked: bool
 ) -> list[NDArray[np.float64]]:
-    several = X if isinstance(X, list | tuple) else [X]
+    strange = isinstance(X, str | bytes | Mapping | AbstractSet | Iterator)
+    if X is None or (strange and not hasattr(X, "toarray")):
+        raise ValueError(f"X is of type {type(X).__name__}; give an array or a list of series")
+    column = getattr(X, "ndim", 2) == 1 and hasattr(X, "to_numpy")  # of arrays
+    given = X.to_numpy() if column else X
+    several = given if isinstance(given, list | tuple) else [given]
     if several and all(isinstance(values, str | bytes) for values in several):
         raise ValueError("X holds texts; set vocab_size=256, which makes tokens of their bytes")
     if masked:
         several = [_unmasked(values) for values in several]
-    if any(np.ma.is_masked(values) for values in several):
+    if any(map(_has_masked, several)):
         raise ValueError('X has masked values; fill them in, or set missing="mask"')
-    given = several if isinstance(X, list | tuple) else several[0]
-    finite: Any = "allow-nan" if masked else True
-    series = _ragged(given, finite)
-    if series is None and getattr(given, "ndim", 2) != 3:
+    given = several if isinstance(given, list | tuple) else several[0]
+    series = _ragged(given)
+    axes = getattr(given, "ndim", 2)
+    if series is None and axes > 3:
+        raise ValueError(
+            f"X has {axes} axes; an array of series has the shape (n_cases, n_channels, "
+            "n_timepoints) or (n_cases, n_timepoints)"
+        )
+    if series is None and axes != 3:
         array = validate_data(
-            estimator, given, reset=reset, dtype=np.float64, ensure_all_finite=finite
+            estimator, given, reset=reset, dtype=np.float64, ensure_all_finite=False
         )
         return list(array[:, None, :])
-    if reset:
-        _forget_columns(estimator)
     if series is None:
         array = check_array(
-            given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=finite
+            given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=False
         )
         if 0 in array.shape:
             raise ValueError(f"X has the shape {array.shape}; every series needs a value")
         series = list(array)
     return series
-
-
-def _forget_columns(estimator: BaseEstimator) -> None:
-    """Forget what an earlier fit to X of two axes has remembered."""
-    for name in ("n_features_in_", "feature_names_in_"):
-        vars(estimator).pop(name, None)
 
 
 def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
@@ -188,20 +212,34 @@ def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     if empty:
         raise ValueError(f"X[{empty[0]}] is empty; every sequence needs a token")
     if reset:
-        _forget_columns(estimator)
         estimator.n_channels_ = 1
     lengths = torch.tensor([len(tokens) for tokens in sequences])
     longest = int(lengths.max())
-    if 8 * len(sequences) * longest > memory_bytes() // 4:
-        raise ValueError(
-            f"X[{int(lengths.argmax())}] has {longest} tokens; {len(sequences)} sequences as long "
-            "as the longest take more than a quarter of this machine's memory: give long ones by "
-            "themselves, or cut them"
-        )
+    _expect_room(lengths, 8, "tokens")
     x = torch.zeros(len(sequences), longest, dtype=torch.int64)
     for row, tokens in zip(x, sequences, strict=True):
         row[: len(tokens)] = tokens
     return Padded(x, torch.arange(x.shape[1]) < lengths[:, None])
+
+
+def _expect_room(lengths: Int[Tensor, " n"], width: int, unit: str) -> None:
+    """Check that sequences fit into memory when all are as long as the longest.
+
+    Args:
+        lengths: How many positions each has.
+        width: Bytes of a position.
+        unit: What a position is called.
+
+    Raises:
+        ValueError: They take more than a quarter of it.
+    """
+    n, longest = len(lengths), int(lengths.max())
+    if width * n * longest > memory_bytes() // 4:
+        raise ValueError(
+            f"X[{int(lengths.argmax())}] has {longest} {unit}; {n} sequences as long as the "
+            "longest take more than a quarter of this machine's memory: give long ones by "
+            "themselves, or cut them"
+        )
 
 
 def checked_tokens(values: Any, vocab_size: int, *, name: str) -> Int[Tensor, " l"]:
@@ -251,6 +289,8 @@ def checked_labels(series: Tensor, y: Any) -> NDArray[Any]:
     """
     if y is None:
         raise ValueError("it requires y to be passed, but the target y is None")
+    if np.ma.is_masked(y):
+        raise ValueError("y has masked labels; leave these series out")
     labels = column_or_1d(y, warn=True)
     assert_all_finite(labels, input_name="y")
     check_consistent_length(series, labels)
@@ -303,6 +343,8 @@ def checked_values(series: Tensor, y: Any) -> Float[Tensor, " n"]:
     """
     if y is None:
         raise ValueError("it requires y to be passed, but the target y is None")
+    if np.ma.is_masked(y):
+        raise ValueError("y has masked values; leave these series out")
     values = column_or_1d(
         check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), warn=True
     )
@@ -369,38 +411,52 @@ def described(estimator: BaseEstimator, features: SeriesFeatures, X: Any) -> Flo
     return found
 
 
+def _has_masked(values: Any) -> bool:
+    """Return whether an array has masked values, or one of a list of channels."""
+    if isinstance(values, list | tuple):
+        return any(np.ma.is_masked(channel) for channel in values)
+    return bool(np.ma.is_masked(values))
+
+
 def _unmasked(values: Any) -> Any:
-    """Return an array whose masked values are NaN; anything else as it is."""
-    if not np.ma.is_masked(values):
+    """Return an array, or channels, whose masked values are NaN; anything else as it is."""
+    if isinstance(values, list | tuple) and _has_masked(values):
+        return [_unmasked(channel) for channel in values]
+    if not _has_masked(values):
         return values
     return np.ma.filled(values.astype(np.float64), np.nan)
 
 
-def _ragged(X: Any, finite: Any) -> list[NDArray[np.float64]] | None:
+def _ragged(X: Any) -> list[NDArray[np.float64]] | None:
     """Return the series of a list of arrays, or of lists of two levels or of several lengths.
 
     Nothing of a list of lists of as many numbers each: that is an array of two axes.
     """
     if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
-        return _ragged(X.tolist(), finite)  # an array of series, as some libraries hand them out
+        return _ragged(X.tolist())  # an array of series, as some libraries hand them out
     if not isinstance(X, list | tuple) or not X:
         return None
     if not any(isinstance(values, np.ndarray) for values in X):
         shapes = {_shape(values) for values in X}
-        if len(shapes) == 1 and len(next(iter(shapes))) < 2:
+        shape = shapes.pop() if len(shapes) == 1 else None
+        if shape is not None and len(shape) < 2:
             return None
-    return [_one(index, values, finite) for index, values in enumerate(X)]
+    return [_one(index, values) for index, values in enumerate(X)]
 
 
-def _shape(values: Any) -> tuple[int, ...]:
+def _shape(values: Any) -> tuple[int, ...] | None:
     try:
         return np.shape(values)
-    except ValueError:  # lists within it are not of one length; `_one` says so
-        return (0, 0, 0)
+    except ValueError:  # lists within it are not of one length
+        return None
 
 
-def _one(index: int, values: Any, finite: Any) -> NDArray[np.float64]:
+def _one(index: int, values: Any) -> NDArray[np.float64]:
+    if hasattr(values, "columns") and hasattr(values, "to_numpy"):
+        values = values.to_numpy().T  # a data frame has channels in columns
     shape = _shape(values)
+    if shape is None:
+        raise ValueError(f"X[{index}] has channels of several lengths; all of a series have one")
     if len(shape) not in {1, 2}:
         raise ValueError(
             f"X[{index}] has the shape {shape}; a series has the shape (n_channels, n_timepoints) "
@@ -411,7 +467,7 @@ def _one(index: int, values: Any, finite: Any) -> NDArray[np.float64]:
         dtype=np.float64,
         ensure_2d=False,
         ensure_min_samples=0,
-        ensure_all_finite=finite,
+        ensure_all_finite=False,
         input_name=f"X[{index}]",
     )
     array = array[None] if array.ndim == 1 else array
@@ -423,6 +479,7 @@ def _one(index: int, values: Any, finite: Any) -> NDArray[np.float64]:
 def _stacked(series: list[NDArray[np.float64]]) -> Padded:
     lengths = torch.tensor([values.shape[1] for values in series])
     longest = int(lengths.max())
+    _expect_room(lengths, 8 * series[0].shape[0], "values in each channel")
     x = torch.zeros(len(series), longest, series[0].shape[0], dtype=torch.float64)
     for row, values in zip(x, series, strict=True):
         row[: values.shape[1]] = torch.from_numpy(

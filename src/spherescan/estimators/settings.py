@@ -25,6 +25,16 @@ def expect_whole(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}; it must be a whole number")
 
 
+def expect_flag(name: str, value: object) -> None:
+    """Check the type of a setting.
+
+    Raises:
+        TypeError: It is neither True nor False.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}; it must be True or False")
+
+
 def vocabulary_of(estimator: BaseEstimator) -> int:
     """Check the setting `vocab_size`, which is set.
 
@@ -47,6 +57,28 @@ def expect_vocabulary_of_fit(estimator: BaseEstimator, vocab_size: int | None) -
         raise ValueError(f"this estimator was fitted with vocab_size={vocab_size}; fit it again")
 
 
+def _expect_flags(estimator: BaseEstimator) -> None:
+    for name in ("causal", "selective", "early_stopping"):
+        expect_flag(name, getattr(estimator, name))
+    if not isinstance(estimator.verbose, Integral | np.bool_):
+        raise TypeError(f"verbose is {estimator.verbose!r}; it must be True, False or a number")
+
+
+def _limits_of(estimator: BaseEstimator) -> float | None:
+    """Check how long networks may train, and return the seconds."""
+    if estimator.max_steps is not None:
+        expect_whole("max_steps", estimator.max_steps)
+        if estimator.max_steps < 1:
+            raise ValueError(f"max_steps is {estimator.max_steps}; it must be at least 1, or None")
+    budget: Any = estimator.time_budget
+    if budget is not None:
+        if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
+            raise TypeError(f"time_budget is {budget!r}; it must be a number of seconds")
+        if not 0 < budget < math.inf:
+            raise ValueError(f"time_budget is {budget}; it must be above 0, or None for no end")
+    return None if budget is None else float(budget)
+
+
 def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings:
     """Check the settings of networks, and say how many so many series get.
 
@@ -54,6 +86,7 @@ def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings
         ValueError: One that is outside its range, or that needs another one.
         TypeError: One of another type.
     """
+    _expect_flags(estimator)
     n_networks: Any = estimator.n_networks
     if isinstance(n_networks, str):
         if n_networks != "auto":
@@ -68,22 +101,13 @@ def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings
         )
     if estimator.causal and not n_networks:
         raise ValueError("causal is True and n_networks is 0; networks are what reads a stream")
-    if estimator.max_steps is not None:
-        expect_whole("max_steps", estimator.max_steps)
-        if estimator.max_steps < 1:
-            raise ValueError(f"max_steps is {estimator.max_steps}; it must be at least 1, or None")
-    budget: Any = estimator.time_budget
-    if budget is not None:
-        if isinstance(budget, bool) or not isinstance(budget, int | float | np.number):
-            raise TypeError(f"time_budget is {budget!r}; it must be a number of seconds")
-        if not 0 < budget < math.inf:
-            raise ValueError(f"time_budget is {budget}; it must be above 0, or None for no end")
+    budget = _limits_of(estimator)
     return NetworkSettings(
         n_networks=int(n_networks),
         causal=bool(estimator.causal),
         selective=bool(estimator.selective),
         max_steps=None if estimator.max_steps is None else int(estimator.max_steps),
-        time_budget=None if budget is None else float(budget),
+        time_budget=budget,
         early_stopping=bool(estimator.early_stopping),
         verbose=bool(estimator.verbose),
     )

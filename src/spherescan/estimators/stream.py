@@ -206,6 +206,8 @@ class SeriesStream(Generic[A]):
             tokens = [samples] if one else samples
             return checked_tokens(tokens, self._networks.vocab_size, name="what was pushed")
         n_channels = self._networks.n_channels
+        if np.ma.is_masked(samples):
+            raise ValueError("samples have masked values; a stream takes none")
         try:
             values = np.asarray(samples, dtype=np.float64)
         except (TypeError, ValueError) as error:

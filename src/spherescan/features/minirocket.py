@@ -5,6 +5,7 @@ Letters: b batch, l length, c channels, k the 84 kernels, f features.
 
 import itertools
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
@@ -97,7 +98,7 @@ class MiniRocket(nn.Module):
             for kernel, example in enumerate(drawn.tolist()):
                 series = x[None, example, : int(lengths[example])].transpose(1, 2)
                 out = self._outputs(series, row, slice(kernel, kernel + 1))
-                biases.append(out.double().quantile(quantiles[at : at + count]).to(x.dtype))
+                biases.append(_quantiles(out.flatten(), quantiles[at : at + count]))
                 at += count
         self.biases.copy_(torch.cat(biases))
 
@@ -150,6 +151,14 @@ def _dilations(length: int, per_kernel: int) -> tuple[list[int], list[int]]:
     for extra in range(per_kernel - int(counts.sum())):
         counts[extra % len(counts)] += 1
     return found.tolist(), counts.tolist()
+
+
+def _quantiles(values: Float[Tensor, " n"], at: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
+    """Return quantiles, between neighbours on a line; numpy sorts many times as fast as torch."""
+    ordered = torch.from_numpy(np.sort(values.numpy())).double()
+    place = at * (len(ordered) - 1)
+    below, above = ordered[place.long()], ordered[place.ceil().long()]
+    return below.lerp(above, place - place.floor()).to(values.dtype)
 
 
 def _inner(mask: Bool[Tensor, "b l"], reach: int) -> Bool[Tensor, "b l"]:

@@ -169,7 +169,7 @@ def _native_scan(
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n"]]:
     *floating, reset = tensors
     u, _, A, *_ = inputs = _in_matching_types(*floating)
-    level = native.simd_for(*A.shape, u.dtype)
+    level = native.simd_for(A.shape[0], A.shape[1], u.dtype)
     keep = records_gradient(*floating)
     y, state, _ = scan_operator(*inputs, reset, delta_softplus, level, keep)
     u = tensors[0]
