@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -67,12 +68,18 @@ SMALL_TS = "@classLabel true a b\n@data\n1,2:3,4:a\n5,6:7,8:b\n1,3:3,4:a\n5,9:7,
         (None, ["--model.d-model", "-4"], 2, ["model.d_model is -4", "greater than or equal to 1"]),
         (None, [], 2, ["no training data", "--data.train FILE"]),
         (None, ["missing.toml"], 2, ["missing.toml", "No such file"]),
+        (SMALL_TS, ["x.ts"], 2, ["x.ts", "unknown ending", "--data.train gives data"]),
+        (None, ["."], 2, ["Is a directory", "spherescan resume"]),
+        (None, ["--data.source", "tokens", "--data.train", "shards"], 3, ["shards: no such file"]),
+        (SMALL_TS[:47], ["--data.train", "x.ts"], 3, ["only one of its class"]),
+        (SMALL_TS, ["--data.train", "x.ts", "--local.group", "2"], 2, ["with a local.loss"]),
+        (SMALL_TS, ["--data.train", "x.ts", "--data.task", "regression"], 3, ["class labels and"]),
         (None, ["--data.train", "missing.ts"], 3, ["missing.ts", "no such file"]),
         ("", ["--data.train", "x.ts"], 3, ["x.ts", "is empty"]),
         (SMALL_TS.replace("1,2", "1\0,2"), ["--data.train", "x.ts"], 3, ["NUL byte", "line 3"]),
         (SMALL_TS.replace("1,2", "nan,2"), ["--data.train", "x.ts"], 3, ["x.ts", "line 3", "nan"]),
         (SMALL_TS.replace("1,2:3,4", "1,2"), ["--data.train", "x.ts"], 3, ["x.ts", "channel"]),
-        (SMALL_TS.replace("b\n@", "b c\n@"), ["--data.train", "x.ts"], 3, ["no sequence of c"]),
+        (SMALL_TS.replace("b\n@", "b c\n@"), ["--data.train", "x.ts"], 3, ["no sequence of 'c'"]),
         ("1 2 900", ["--data.source", "tokens", "--data.train", "x.ts"], 3, ["x.ts"]),
     ],
 )  # fmt: skip
@@ -80,6 +87,10 @@ def test_a_wrong_train_is_one_line_and_writes_nothing(here, capsys, text, flags,
     if text is not None:
         Path("x.ts").write_text(text)
     refused(capsys, ["train", *flags], code, *parts)
+
+
+def test_the_root_is_no_folder_of_a_run(series, capsys):
+    refused(capsys, ["train", "--data.train", "train.ts", "--run.dir", "/"], 4, "/: ")
 
 
 def test_a_token_outside_the_vocabulary(here, capsys):
@@ -100,7 +111,8 @@ def test_wrong_keys_in_a_file(here, capsys):
         (["tarin"], ["tarin", "train"]),
         (["evaluate", "run", "--checkpoint", "latest"], ["'latest'", "best, newest or a step"]),
         (["import", "x"], ["out"]),
-        (["resume", "run", "--optim.lr", "1"], ["--optim.lr"]),
+        (["resume", "run", "--optim.lr", "1"], ["--optim.lr", "a run keeps it"]),
+        (["bench", "decay", "--json", "missing/x.json"], ["--json", "folder does not exist"]),
     ],
 )
 def test_a_wrong_command_line(here, capsys, arguments, parts):
@@ -203,7 +215,7 @@ def test_wrong_data_at_evaluation(run, capsys):
     refused(capsys, ["evaluate", "run", "wide.ts"], 3, "wide.ts", "3 channels", "has 2")
     refused(capsys, ["predict", "run", "wide.ts"], 3, "3 channels", "has 2")
     write_series(Path("other.ts"), classes="abd")
-    refused(capsys, ["evaluate", "run", "other.ts"], 3, "unknown class 'd'", "a, b, c")
+    refused(capsys, ["evaluate", "run", "other.ts"], 3, "unknown class 'd'", "'a', 'b', 'c'")
     refused(capsys, ["evaluate", "run", "sample:x.ts"], 3, "no sample 'x.ts'")
 
 
@@ -222,6 +234,61 @@ def test_evaluate_ends_with_the_accuracy(run, capsys):
     out = capsys.readouterr().out
     assert "weights of step 12" in out
     assert "validation accuracy" in out
+
+
+def test_values_too_large_for_the_model_are_refused_by_every_verb(run, capsys):
+    for value in ("1e20", "3e38"):
+        rows = SMALL_TS.replace("b\n@", "b c\n@").replace("5,6:7,8", f"{value},6:7,8")
+        Path("large.ts").write_text(rows + "2,2:1,1:c\n")
+        refused(capsys, ["predict", "run", "large.ts"], 3, "sequence 1", "rescale")
+        refused(capsys, ["evaluate", "run", "large.ts"], 3, "sequence 1", "rescale")
+        refused(capsys, ["report", "run", "large.ts"], 3, "rescale")
+
+
+def test_a_name_does_not_break_the_table_of_predictions(here, capsys):
+    rows = [f'{case},"{label}",{value}' for case, label, value in (
+        ("a", "x\ty", 1), ("b", "z\x1b", 5), ("c", "x\ty", 2), ("d", "z\x1b", 6))]  # fmt: skip
+    Path("x.csv").write_text("\n".join(["case,label,v", *rows, ""]))
+    command = ["train", "--data.train", "x.csv", "--run.dir", "a run", *FLAGS]
+    assert main([*command, "--data.validation-fraction", "0.5"]) == 0
+    assert "evaluate 'a run' DATA" in capsys.readouterr().out
+    assert main(["predict", "a run", "x.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.count("\t") for line in lines] == [1] * 4
+    assert {line.split("\t")[1] for line in lines} <= {"x\\ty", "z\\x1b"}
+
+
+def test_a_small_error_has_digits(here, capsys):
+    rng = np.random.default_rng(0)
+    y = 1e-6 * rng.normal(size=30)
+    np.savez("x.npz", x=rng.normal(size=(30, 1, 5)).astype(np.float32), y=y)
+    Path("x.csv")
+    refused(capsys, ["train", "--data.train", "x.npz"], 3, "numeric targets and", "regression")
+    flags = ["--data.train", "x.npz", "--data.task", "regression", "--run.dir", "r", *FLAGS]
+    assert main(["train", *flags]) == 0
+    assert main(["evaluate", "r", "x.npz"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"rmse \d\.\d+e-0[67]", out)) > 2
+
+
+def test_a_run_that_lost_patience_goes_on_when_told(series, capsys):
+    flags = ["--validation.every", "1", "--validation.patience", "1", "--optim.lr", "1e-9"]
+    command = ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]
+    assert main([*command, "--run.steps", "50", *flags]) == 0
+    assert "no improvement" in capsys.readouterr().out
+    assert main(["resume", "run"]) == 0
+    assert "--validation.patience goes on" in capsys.readouterr().out
+    assert main(["resume", "run", "--validation.patience", "0"]) == 0
+    assert "finished: step 50 of 50" in capsys.readouterr().out
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(here, tmp_path):
+    folder = "r\N{LATIN SMALL LETTER L WITH STROKE}"
+    command = [sys.executable, "-m", "spherescan", "predict", folder, "x.csv"]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 4
+    assert b"r\\u0142" in done.stderr
 
 
 def test_predict_prints_a_class_per_sequence(run, capsys):

@@ -178,6 +178,26 @@ def test_a_saved_stream_goes_on_where_it_was(stream, runs):
     assert "state: the state belongs to a stream of another model" in err
 
 
+@pytest.mark.parametrize("name", ["train.ts", "waves/config.toml", "waves/run.json"])
+def test_a_stream_replaces_no_other_file(stream, runs, name):
+    before = (runs / name).read_bytes()
+    code, out, err = stream("1,2\n", "waves", "-", "--save", name)
+    assert (code, out) == (4, "")
+    assert "not overwritten" in err
+    assert (runs / name).read_bytes() == before
+
+
+def test_what_was_read_is_saved_when_a_line_is_none(stream, runs):
+    code, _, err = stream("1,2\n3,4\n1,x\n", "waves", "-", "--save", "bad.safetensors")
+    assert code == 3
+    assert "line 3" in err
+    _, out, _ = stream("5,6\n", "waves", "-", "--restore", "bad.safetensors")
+    assert out.startswith("3\t")
+    code, _, _ = stream("x\n", "waves", "-", "--save", "none.safetensors")
+    assert code == 3
+    assert not (runs / "none.safetensors").exists()
+
+
 def test_help_lists_the_flags(capsys):
     """A flag is a promise to scripts: this list grows."""
     with pytest.raises(SystemExit):
@@ -190,7 +210,8 @@ def test_help_lists_the_flags(capsys):
 
 @pytest.fixture
 def process(runs):
-    command = [sys.executable, "-m", "spherescan", "stream", str(runs / "waves")]
+    saved = str(runs / "signal.safetensors")
+    command = [sys.executable, "-m", "spherescan", "stream", str(runs / "waves"), "--save", saved]
     pipe = subprocess.PIPE
     # Python must not flush by itself what the verb has to.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
@@ -218,6 +239,18 @@ def test_an_answer_comes_before_the_next_line_is_written(process):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_was_read_is_saved_at_a_signal(runs, process, signum, code):
+    (runs / "signal.safetensors").unlink(missing_ok=True)
+    process.stdin.write(b"1,2\n")
+    process.stdin.flush()
+    assert answer(process).startswith(b"1\t")
+    process.send_signal(signum)
+    assert process.wait(60) == code
+    assert process.stderr.read() == b""
+    assert (runs / "signal.safetensors").stat().st_size > 0
 
 
 def test_a_reader_that_leaves_is_no_error(process):

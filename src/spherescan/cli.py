@@ -38,7 +38,7 @@ from spherescan.paths import user_path
 
 if TYPE_CHECKING:
     from spherescan.data import Task
-    from spherescan.inference import Prediction, Predictor, Which
+    from spherescan.inference import Prediction, Predictor, Stream, Which
     from spherescan.train import Reporter, Trainer
 
 
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # a name that the terminal has no letters for
+            output.reconfigure(errors="backslashreplace")
     try:
         options = _parser(arguments).parse_args(arguments)
         verb: Callable[[argparse.Namespace], int] = options.verb
@@ -125,9 +128,8 @@ def _complain(error: Exception, *, debug: bool) -> None:
     if not isinstance(error, SpherescanError):
         text = f"internal error: {type(error).__name__}: {text}; --debug shows where"
     # A name in it may come from a stranger, and a terminal obeys control characters.
-    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     with suppress(OSError):  # a terminal that has been closed; the exit code still tells
-        print(f"spherescan: {plain}", file=sys.stderr)
+        print(f"spherescan: {_on_one_line(text)}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,6 +143,8 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             flags = [name for name in self._option_string_actions if name != "-h"]
+            if flag.removeprefix("--").replace("-", "_") in dict(settings()):
+                self.error(f"{flag} is set by spherescan train, and a run keeps it")
             hint = f"; {nearest(flag, flags, after='--')}" if flag.startswith("-") else ""
             self.error(f"unknown argument {flag!r}{hint}")
         return known, unknown
@@ -533,7 +537,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
-    from spherescan.train import stop_on_signals
+    from spherescan.train import score_text, stop_on_signals
 
     keep_freed_memory()
     say = _hush if options.quiet or options.json else _say
@@ -563,7 +567,10 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
         say(f"go on with: spherescan resume {shlex.quote(str(run))}")
         return signals.exit_code
     if counters.step == first and stopped == "patience":
-        say(f"the run ended at step {first}: validation had stopped improving")
+        say(
+            f"the run ended at step {first}: validation had stopped improving; a larger "
+            "--validation.patience goes on, 0 without end"
+        )
         return 0
     if counters.step == first:
         say(f"nothing to do: the run is at step {first} of {total}; --run.steps may raise it")
@@ -574,13 +581,14 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
         f"{reason}: step {counters.step} of {total}, "
         f"{counters.step - first} steps in {seconds:.1f} s"
     )
-    if counters.best_step is not None:
+    if counters.best_step is not None and counters.best_score is not None:
         say(
             f"best validation at step {counters.best_step}: "
-            f"{trainer.problem.objective.score_name} {counters.best_score:.4f}, "
+            f"{score_text(trainer.problem.objective.score_name, counters.best_score)}, "
             f"loss {counters.best_loss:.4f}"
         )
-    say(f"next: spherescan evaluate {run} DATA, spherescan predict {run} DATA")
+    folder = shlex.quote(str(run))
+    say(f"next: spherescan evaluate {folder} DATA, spherescan predict {folder} DATA")
     return 0
 
 
@@ -624,6 +632,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         evaluation_batches,
         expect_same_data,
         objective_of,
+        score_text,
     )
 
     config = parse_config(predictor.config)
@@ -639,7 +648,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             n_channels=predictor.description.n_channels,
             vocab_size=predictor.description.vocab_size,
         )
-    result = evaluate(predictor.model, batches, objective_of(predictor.task, config))
+    moderate = predictor.moderate(batches)
+    result = evaluate(predictor.model, moderate, objective_of(predictor.task, config))
     kind = "validation" if options.data is None else "test"
     if options.json:
         values = {"loss": result.loss, result.score_name: result.score, "n": result.n}
@@ -648,7 +658,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(f"weights of step {predictor.step} of {options.run}")
     unit = " nats per token" if predictor.task.kind == "next_token" else ""
     print(f"{kind} loss {result.loss:.4f}{unit}")
-    print(f"{kind} {result.score_name} {result.score:.3f} (n = {result.n})")
+    print(f"{kind} {score_text(result.score_name, result.score, digits=3)} (n = {result.n})")
     return 0
 
 
@@ -678,8 +688,14 @@ def _predict(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps({"sequence": row, **case, "prediction": value}))
         else:
-            print(*case.values(), value, sep="\t")
+            print(*map(_on_one_line, (*case.values(), value)), sep="\t")
     return 0
+
+
+def _on_one_line(value: object) -> str:
+    """Return a value as text of a table, in which no name of a stranger breaks a line."""
+    text = str(value)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -696,20 +712,38 @@ def _report(options: argparse.Namespace) -> int:
 def _stream(options: argparse.Namespace) -> int:
     if options.every < 1:
         raise ConfigError(f"--every is {options.every}; it must be at least 1")
-    if options.save is not None and not user_path(options.save).parent.is_dir():
-        raise ConfigError(f"--save is {options.save}; its folder does not exist: make it first")
+    _expect_folder("--save", options.save)
     predictor = _load(options)
     import torch
 
-    from spherescan.data.formats.sample_lines import sample_lines, token_lines
-    from spherescan.inference import answer_lines
+    from spherescan.inference import expect_replaceable
 
+    if options.save is not None:
+        expect_replaceable(user_path(options.save, error=CheckpointError))
     torch.set_num_threads(1)  # one sample is too little to share
     stream = predictor.stream()
     if options.restore is not None:
         stream.restore(options.restore)
     if sys.stdin is None:
         raise DataError("standard input is closed; pipe samples into it")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _answer_input(stream, predictor, options)
+    except BaseException:
+        # A signal, a line that is none, a reader that has gone: what was read is not lost.
+        if options.save is not None and stream.n_steps > 0:
+            stream.save(options.save)
+        raise
+    if options.save is not None:
+        stream.save(options.save)
+    return 0
+
+
+def _answer_input(stream: "Stream", predictor: "Predictor", options: argparse.Namespace) -> None:
+    """Push the lines of the standard input, and print answers."""
+    from spherescan.data.formats.sample_lines import sample_lines, token_lines
+    from spherescan.inference import answer_lines
+
     description, read_line = predictor.description, sys.stdin.buffer.readline
     lines: Iterable[Any] = (
         sample_lines(read_line, description.n_channels)
@@ -724,9 +758,25 @@ def _stream(options: argparse.Namespace) -> int:
         sequence += 1
         if not options.json:
             print(flush=True)
-    if options.save is not None:
-        stream.save(options.save)
-    return 0
+
+
+def _terminate(signum: int, _: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def _expect_folder(flag: str, file: Path | None) -> None:
+    """Check that a file can be made where one is asked for, before there is something to lose.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if file is None:
+        return
+    folder = user_path(file).parent
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} is {file}; its folder does not exist: make it first")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag} is {file}; its folder cannot be written: choose another")
 
 
 def _line_of(
@@ -735,7 +785,8 @@ def _line_of(
     if not options.json:
         confidence = prediction.confidence
         shown = [] if confidence is None else [f"{confidence:.4f}"]
-        return "\t".join([str(prediction.n_steps), str(prediction.value), *shown])
+        value = _on_one_line(prediction.value)
+        return "\t".join([str(prediction.n_steps), value, *shown])
     facts: dict[str, Any] = {
         "sequence": sequence,
         "n_steps": prediction.n_steps,
@@ -793,6 +844,8 @@ def _bench(options: argparse.Namespace) -> int:
         raise ConfigError(f"unknown suite {unknown[0]!r}; choose of {', '.join(SUITES)}")
     if options.threads < 1 or options.repeats < 1:
         raise ConfigError("--threads and --repeats must be at least 1")
+    _expect_folder("--json", options.json)
+    _expect_folder("--plot", options.plot)
     torch.set_num_threads(options.threads)
     facts = environment(malloc=options.malloc)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))

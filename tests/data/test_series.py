@@ -122,7 +122,7 @@ def test_classes_come_from_the_header_or_sorted():
     ("changes", "message"),
     [
         ({"labels": None}, "has no class labels"),
-        ({"class_names": ("a", "b", "c")}, "has no sequence of c"),
+        ({"class_names": ("a", "b", "c")}, "has no sequence of 'c'"),
         ({"labels": ("a",) * 4}, "holds only the class 'a'"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_training_set_that_cannot_teach_is_refused(changes, message):
 
 
 def test_an_unknown_class_is_refused_by_name():
-    with pytest.raises(DataError, match=r"sequence 0 has the unknown class 'b'; .* a, c"):
+    with pytest.raises(DataError, match=r"sequence 0 has the unknown class 'b'; .* 'a', 'c'"):
         class_indices(table(), ("a", "c"))
     with pytest.raises(DataError, match="no class labels"):
         class_indices(table(labels=None), ("a", "b"))

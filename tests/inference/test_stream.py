@@ -193,7 +193,7 @@ def test_an_answer_that_is_not_finite_is_refused_and_changes_nothing():
     stream = predictor.stream()
     sequence = 1e-30 * sequence_for(predictor)
     stream.push(sequence[:9])
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="too large"):
         stream.push([1e20, 1.0])
     expect_whole(stream.push(sequence[9:]), predictor, sequence)
 
@@ -369,6 +369,11 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
     write_checkpoint(path, stream.state_dict(), {"step": 3})
     with pytest.raises(CheckpointError, match="no state of a stream"):
         stream.restore(path)
+    foreign = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"no state of a stream; not overwritten"):
+        stream.save(path)
+    assert path.read_bytes() == foreign
+    path.unlink()
     stream.save(path)
     assert read_checkpoint(path).state == {"kind": "stream"}
     with pytest.raises(CheckpointError, match=r"a\.safetensors: .* another model"):

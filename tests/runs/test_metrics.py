@@ -312,7 +312,7 @@ class TestCut:
         before = path.read_bytes()
         with opened(path) as log, pytest.raises(RunDirectoryError, match=reason) as caught:
             log.cut_to(position)
-        assert "new run directory" in str(caught.value)
+        assert "--repair-metrics" in str(caught.value)
         assert path.read_bytes() == before
 
     def test_the_count_of_lines_is_checked(self, path):

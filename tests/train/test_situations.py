@@ -390,7 +390,7 @@ def test_a_resume_takes_its_settings_from_the_checkpoint(run, capsys):
     assert len(fixed) > 50
     for name in fixed:
         flag = f"--{name.replace('_', '-')}"
-        refused(capsys, ["resume", "run", f"{flag}=1"], 2, f"unknown argument '{flag}'")
+        refused(capsys, ["resume", "run", f"{flag}=1"], 2, f"{flag} is set by spherescan train")
         with pytest.raises(ConfigError, match=rf"{name} defines the run and cannot change"):
             resume(run, {name: "other"})
     assert len(events(run, "change")) == 1
@@ -406,6 +406,7 @@ def test_what_may_change_is_an_event_each(run):
         "run.threads": (None, 1),
         "run.log_every": (20, 1),
         "run.on_non_finite": ("fail", "skip"),
+        "validation.patience": (0, 3),
         "checkpoint.every": (4, 1),
         "checkpoint.keep": (4, 2),
         "checkpoint.verify": (False, True),

@@ -118,7 +118,9 @@ def _effects_of_local(config: RunConfig) -> list[_Only]:
     return [
         _Only(some, "with a local.loss", ("local.mode",)),
         _Only(
-            some and local.mode != "detached", 'unless local.mode = "detached"', ("local.group",)
+            some and local.mode != "detached",
+            "with a local.loss in another mode than detached",
+            ("local.group",),
         ),
         _Only(
             joint,

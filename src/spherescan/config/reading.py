@@ -169,7 +169,9 @@ def load_tree(path: Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
         text = data.decode()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        folder = isinstance(error, IsADirectoryError)
+        hint = "; spherescan resume goes on with a run" if folder else ""
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text ({error.reason})") from error
     except ValueError as error:  # a NUL in the path
@@ -189,7 +191,10 @@ def load_tree(path: Path) -> dict[str, Any]:
         case ".yaml" | ".yml":
             parse = _parse_yaml
         case other:
-            raise ConfigError(f"{path}: unknown ending {other!r}; use .toml, .json or .yaml")
+            raise ConfigError(
+                f"{path}: unknown ending {other!r}; settings are in .toml, .json or .yaml, and "
+                "--data.train gives data"
+            )
     try:
         tree = parse(text)
     except (ValueError, RecursionError) as error:

@@ -23,6 +23,7 @@ CHANGEABLE = (
     "run.threads",
     "run.log_every",
     "run.on_non_finite",
+    "validation.patience",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.verify",

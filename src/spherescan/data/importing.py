@@ -118,6 +118,8 @@ def open_tokens(
             )
         return data
     files = _files_in(path, str(extension)) if path.is_dir() else [path]
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; check the path")
     if vocab_size is None:
         raise DataError(f"{path}: plain integers need data.vocab_size; shards carry their own")
     return cached_shards(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from spherescan.data.batch import Batch
+from spherescan.data.formats.quoting import listed
 from spherescan.data.order import derived_seed, permuted, sample_order
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
@@ -101,14 +102,19 @@ def class_names(table: SeriesTable) -> tuple[str, ...]:
         DataError: No labels, fewer than two classes, or a declared class without a sample.
     """
     if table.labels is None:
-        raise DataError(f"{table.source}: has no class labels; a classifier needs one per sequence")
+        numbers = table.targets is not None
+        raise DataError(
+            f"{table.source}: has {'numeric targets and ' if numbers else ''}no class labels; a "
+            "classifier needs one per sequence"
+            + (', and data.task = "regression" learns numbers' if numbers else "")
+        )
     present = set(table.labels)
     names = table.class_names if table.class_names is not None else tuple(sorted(present))
     missing = [name for name in names if name not in present]
     if missing:
         raise DataError(
-            f"{table.source}: declares the classes {', '.join(names)} but has no sequence of "
-            f"{', '.join(missing)}; add some, or remove it from the header"
+            f"{table.source}: declares the classes {listed(names)} but has no sequence of "
+            f"{listed(missing)}; add some, or remove it from the header"
         )
     if len(names) < 2:
         raise DataError(f"{table.source}: holds only the class {names[0]!r}; two are needed")
@@ -128,7 +134,7 @@ def class_indices(table: SeriesTable, names: Sequence[str]) -> NDArray[np.int64]
         if label not in index:
             raise DataError(
                 f"{table.source}: sequence {row} has the unknown class {label!r}; "
-                f"the model was trained on {', '.join(names)}"
+                f"the model was trained on {listed(names)}"
             )
     return np.array([index[label] for label in table.labels], dtype=np.int64)
 
@@ -141,7 +147,8 @@ def regression_targets(table: SeriesTable) -> NDArray[np.float64]:
     """
     if table.targets is None:
         raise DataError(
-            f"{table.source}: has no numeric targets; a regressor needs one per sequence"
+            f"{table.source}: has {'class labels and ' if table.labels is not None else ''}no "
+            "numeric targets; a regressor needs one per sequence"
         )
     return table.targets
 
@@ -193,9 +200,15 @@ def stratified_split(
         held_out.append(members[order])
     validation = np.sort(np.concatenate(held_out))
     if len(validation) == 0:
+        single = len(np.unique(groups)) == len(targets)
+        way_out = (
+            "each is the only one of its class: bring more of each"
+            if single
+            else "raise data.validation_fraction"
+        )
         raise DataError(
             f"a validation fraction of {fraction} holds out none of {len(targets)} sequences; "
-            "raise data.validation_fraction or give data.validation"
+            f"{way_out}, or give data.validation"
         )
     return np.setdiff1d(np.arange(len(targets)), validation), validation
 

@@ -3,7 +3,7 @@
 Letters: n sequences, k classes, d prototype dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from spherescan.data import Batch, SeriesTable, Task
 from spherescan.data.series import expect_channels, series_batches
 from spherescan.data.tokens import collate_tokens
 from spherescan.errors import CheckpointError, DataError
-from spherescan.inference.decision import decide
+from spherescan.inference.decision import decide, expect_moderate
 from spherescan.inference.stream import Stream
 from spherescan.nn import ModelDescription, SequenceModel
 from spherescan.nn.pooling import last_pool
@@ -135,6 +135,18 @@ class Predictor:
             z = torch.cat(list(self._embedded(sequences)))
             return torch.nn.functional.normalize(z, dim=1)
 
+    def moderate(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches whose values the model can take.
+
+        Raises:
+            DataError: Values too large for it, from the sequence that has them on.
+        """
+        first = 0
+        for batch in batches:
+            expect_moderate(self.model, batch.inputs, "sequence {}", first)
+            first += len(batch.inputs)
+            yield batch
+
     def _embedded(self, sequences: Sequence[ArrayLike]) -> Iterator[Tensor]:
         if len(sequences) == 0:
             raise DataError("there are no sequences; give at least one")
@@ -143,7 +155,7 @@ class Predictor:
             if self.task.kind == "next_token"
             else self._series_batches(sequences)
         )
-        for batch in collated:
+        for batch in self.moderate(collated):
             z = self.model.embed(batch.inputs, mask=batch.mask)
             yield z if self.model.pool is not None else last_pool(z, batch.mask)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spherescan.data import Task
 from spherescan.errors import CheckpointError, ConfigError, DataError, StorageError
-from spherescan.inference.decision import decide
+from spherescan.inference.decision import decide, expect_moderate
 from spherescan.nn import (
     ModelDescription,
     SequenceModel,
@@ -129,8 +129,8 @@ class Stream:
 
         Raises:
             DataError: A chunk that is not that: another shape or channel count, a value that is not
-                finite, a token outside the vocabulary; nothing in the sequence so far; or values so
-                large that the answer is not finite. The stream is then as it was before.
+                finite or too large, a token outside the vocabulary; or nothing in the sequence so
+                far. The stream is then as it was before.
         """
         inputs = self._checked(chunk)
         n_steps = self._n_steps + inputs.shape[1]
@@ -179,12 +179,11 @@ class Stream:
         """Write the state to a file, which takes the place of an older one at once or not at all.
 
         Raises:
-            CheckpointError: The path names no file.
+            CheckpointError: The path names no file, or one that is no state of a stream.
             StorageError: The disk refused; an older file is still there.
         """
         path = user_path(path, error=CheckpointError)
-        if not path.name:
-            raise CheckpointError(f"{path}: names no file")
+        expect_replaceable(path)
         temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(8).hex()}")
         write_checkpoint(temporary, self.state_dict(), _KIND)
         try:
@@ -222,15 +221,12 @@ class Stream:
         if self._description.vocab_size is not None:
             return _tokens(values, self._description.vocab_size)
         assert self._description.n_channels is not None
-        return _samples(values, self._description.n_channels)
+        samples = _samples(values, self._description.n_channels)
+        expect_moderate(self._model, samples, "a chunk")
+        return samples
 
     def _prediction(self, state: StreamState, n_steps: int) -> Prediction:
         cosines = self._model.head(read_out_stream(self._model, state))
-        if not bool(cosines.isfinite().all()):
-            raise DataError(
-                "the answer is not finite: the values are too large for the model; rescale them as "
-                "in training"
-            )
         (value,) = decide(self._task, cosines)
         return Prediction(
             n_steps,
@@ -245,6 +241,27 @@ class Stream:
         if self._scale is None:
             return cosines.max().item()
         return torch.softmax(self._scale * cosines, dim=1).max().item()
+
+
+def expect_replaceable(path: Path) -> None:
+    """Check a path that a stream is to be saved under.
+
+    Raises:
+        CheckpointError: It names no file, or one that is no state of a stream.
+    """
+    if not path.name:
+        raise CheckpointError(f"{path}: names no file")
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        held = path.stat().st_size == 0 or read_checkpoint(path).state == _KIND
+    except (CheckpointError, OSError):
+        held = False
+    if not held:
+        raise CheckpointError(
+            f"{path} holds something that is no state of a stream; not overwritten: choose another "
+            "name"
+        )
 
 
 def _samples(values: Shaped[np.ndarray, "..."], n_channels: int) -> Float[Tensor, "1 l c"]:

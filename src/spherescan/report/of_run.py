@@ -153,7 +153,8 @@ def _asked(predictor: Predictor, config: RunConfig, data: str | None) -> tuple[l
     if data is None:
         problem, _ = build(config, place=False)
         expect_same_data(problem, config, predictor.fingerprint)
-        return list(problem.validation()), "the run's own data, held out"
+        held_out = predictor.moderate(problem.validation())
+        return list(held_out), "the run's own data, held out"
     description = predictor.description
     batches = evaluation_batches(
         locate(data),
@@ -162,7 +163,7 @@ def _asked(predictor: Predictor, config: RunConfig, data: str | None) -> tuple[l
         n_channels=description.n_channels,
         vocab_size=description.vocab_size,
     )
-    return list(batches), data
+    return list(predictor.moderate(batches)), data
 
 
 def _answered(

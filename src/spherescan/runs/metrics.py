@@ -397,7 +397,7 @@ def _expect_prefix(path: Path, file: int, position: LogPosition) -> None:
 def _mismatch(path: Path, reason: str) -> RunDirectoryError:
     return RunDirectoryError(
         f"{path} is not the log that the checkpoint was saved with: {reason}; restore the file, or "
-        "continue in a new run directory"
+        "set it aside with spherescan resume --repair-metrics"
     )
 
 

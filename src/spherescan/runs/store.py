@@ -101,7 +101,7 @@ class RunStore:
         """Do what `create` says; `made` receives the folders that were not there before."""
         try:
             whole = path.absolute()
-            existing = next(parent for parent in whole.parents if parent.is_dir())
+            existing = next(p for p in (*whole.parents, whole) if p.is_dir())
             if not path.exists():
                 made += [whole, *(p for p in whole.parents if p.is_relative_to(existing))]
                 made.remove(existing)

@@ -1,7 +1,7 @@
 """One run in memory: build, train, validate, save, resume."""
 
 from spherescan.train.build import ResumeOptions, build, fork, resume, start
-from spherescan.train.evaluate import Evaluation, evaluate
+from spherescan.train.evaluate import Evaluation, evaluate, score_text
 from spherescan.train.objective import Objective
 from spherescan.train.problem import evaluation_batches, expect_same_data, objective_of
 from spherescan.train.progress import Bar, Lines, Reporter
@@ -35,6 +35,7 @@ __all__ = [
     "make_rule",
     "objective_of",
     "resume",
+    "score_text",
     "start",
     "stop_on_signals",
     "verify",

@@ -30,6 +30,11 @@ class Evaluation:
     n: int
 
 
+def score_text(name: str, score: float, *, digits: int = 4) -> str:
+    """Write a score with its name; an error has the unit of the targets, so it may be tiny."""
+    return f"{name} {score:.{digits + 1}g}" if name == "rmse" else f"{name} {score:.{digits}f}"
+
+
 def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objective) -> Evaluation:
     """Score a model without changing it.
 

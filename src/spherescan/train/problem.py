@@ -91,7 +91,7 @@ def expect_same_data(problem: Problem, config: RunConfig, fingerprint: str) -> N
     if problem.fingerprint != fingerprint:
         raise DataError(
             f"{config.data.train}: training or validation data has changed since the run began; "
-            "put it back, or start a new run"
+            "put it back, or go on with it by spherescan resume --new-data"
         )
 
 

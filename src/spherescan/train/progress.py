@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from spherescan.train.evaluate import Evaluation
+from spherescan.train.evaluate import Evaluation, score_text
 from spherescan.train.step import StepMetrics
 
 
@@ -121,5 +121,6 @@ def _losses(metrics: StepMetrics) -> str:
 def _validation_line(step: int, result: Evaluation, *, best: bool) -> str:
     return (
         f"step {step}  validation loss {result.loss:.4f}  "
-        f"{result.score_name} {result.score:.4f} (n = {result.n}){'  kept as best' if best else ''}"
+        f"{score_text(result.score_name, result.score)} (n = {result.n})"
+        f"{'  kept as best' if best else ''}"
     )
