@@ -130,6 +130,25 @@ def test_a_run_that_is_not_there(here, capsys, verb):
     refused(capsys, [*verb, "none", *data], 4, "none", "holds no run")
 
 
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "stream", "report"])
+def test_a_file_of_an_estimator_is_no_run(here, capsys, verb):
+    write_checkpoint(Path("e.safetensors"), {}, {"estimator": "SequenceClassifier"})
+    arguments = [] if verb == "stream" else ["x.ts"]
+    refused(capsys, [verb, "e.safetensors", *arguments], 2, "saved is read in Python, by its load")
+
+
+def test_data_that_has_moved_is_given_again(run, series, capsys):
+    series.rename("moved.ts")
+    refused(capsys, ["resume", "run"], 3, "train.ts", "--data.train says where data has moved to")
+    assert main(["resume", "run", "--quiet", "--data.train", "moved.ts"]) == 0
+
+
+def test_a_batch_larger_than_the_data_is_told(series, capsys):
+    command = ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]
+    assert main([*command, "--data.batch-size", "50"]) == 0
+    assert "a batch of 50 holds series more than once" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "inspect"])
 def test_a_truncated_checkpoint(run, capsys, verb):
     newest = max((run / "ckpt").iterdir())

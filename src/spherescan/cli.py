@@ -701,7 +701,9 @@ def _on_one_line(value: object) -> str:
 def _report(options: argparse.Namespace) -> int:
     which = _which(options)
     from spherescan.report import page_of_run, page_path, write_page
+    from spherescan.runs import RunStore
 
+    RunStore.open(options.run).close()  # what is no run is told first
     path = page_path(options.run / "report.html" if options.out is None else options.out)
     page = page_of_run(options.run, data=options.data, unknown=options.unknown, which=which)
     write_page(page, path)

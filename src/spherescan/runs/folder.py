@@ -208,7 +208,10 @@ def refusal(path: Path, error: OSError | ValueError) -> ConfigError | RunDirecto
         return RunDirectoryError(f"{path}: cannot be opened: {reason}")
     with suppress(OSError, ValueError):  # no name at all is no link either
         reason = "it is a symbolic link" if path.is_symlink() else reason
-    return ConfigError(f"{path}: names no folder of a run: {reason}; give the folder itself")
+    way_out = "give the folder itself"
+    if isinstance(error, NotADirectoryError):
+        way_out += "; what an estimator has saved is read in Python, by its load"
+    return ConfigError(f"{path}: names no folder of a run: {reason}; {way_out}")
 
 
 def write_all(file: int, view: memoryview) -> None:

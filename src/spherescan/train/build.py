@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from spherescan.config import CHANGEABLE, RunConfig, parse_config, to_toml
+from spherescan.data import locate
 from spherescan.data.order import derived_seed
 from spherescan.errors import CheckpointError, ConfigError, DataError
 from spherescan.nn import ModelDescription, SequenceModel, SeriesEmbedding
@@ -119,6 +120,15 @@ def resume(
         raise
 
 
+def _built_again(config: RunConfig, *, step: int) -> tuple[Problem, SequenceModel]:
+    try:
+        return build(config, step=step, place=False)
+    except DataError as error:
+        if config.data.train is None or locate(config.data.train).exists():
+            raise
+        raise DataError(f"{error}; --data.train says where data has moved to") from error
+
+
 def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOptions) -> Trainer:
     checkpoint = store.recover(_step_to_take(store, options))
     config, changed = _changed(checkpoint.state["config"], changes)
@@ -135,7 +145,7 @@ def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOpt
             f"{store.path}: the last bits may differ here: {_list(other)}; go back to that "
             "environment, or leave --require-bitwise out"
         )
-    problem, model = build(config, step=done, place=False)
+    problem, model = _built_again(config, step=done)
     if not options.new_data:
         expect_same_data(problem, config, checkpoint.state["fingerprint"])
     elif problem.fingerprint != checkpoint.state["fingerprint"]:

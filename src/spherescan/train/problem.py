@@ -220,7 +220,7 @@ def _series(config: RunConfig) -> tuple[Problem, Statistics]:
         validation=lambda: series_batches(held_series, held_targets, batch_size=64),
         fingerprint=digest,
         counts={"training": len(kept), "validation": len(held_series)},
-        summary=_series_summary(table, task, n_train=len(kept), n_validation=len(held_series)),
+        summary=_series_summary(table, task, data, len(kept), len(held_series)),
     )
     return problem, (mean, std)
 
@@ -242,13 +242,20 @@ def _targets(table: SeriesTable, task: Task) -> Targets:
     return regression_targets(table)
 
 
-def _series_summary(table: SeriesTable, task: Task, *, n_train: int, n_validation: int) -> str:
+def _series_summary(
+    table: SeriesTable, task: Task, data: DataConfig, n_train: int, n_validation: int
+) -> str:
     lengths = [len(values) for values in table.series]
     span = str(lengths[0]) if len(set(lengths)) == 1 else f"{min(lengths)} to {max(lengths)}"
     what = f"{len(task.class_names)} classes" if task.class_names else "one number each"
     return (
         f"{n_train} series for training, {n_validation} for validation; "
         f"{table.n_channels} channels, length {span}, {what}"
+        + (
+            f"; a batch of {data.batch_size} holds series more than once"
+            if data.batch_size > n_train
+            else ""
+        )
     )
 
 
