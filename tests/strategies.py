@@ -31,7 +31,7 @@ SIZES = st.sampled_from([1, 2, 3, 5, 8, 9, 17])
 # No document but the first starts, few do, many do.
 RESET_RATES = st.sampled_from([None, 0.02, 0.3])
 
-# What the kernels treat apart: less than a vector of channels with several rows in one, a tail of
+# What the kernels treat apart: few channels whose states lie in lanes, a tail of
 # channels, several groups of channels; one tile of states, several, every remainder; one position,
 # a chunk, the ones around it, several.
 KERNEL_BATCHES = st.sampled_from([1, 1, 2, 3, 5, 17])

@@ -112,6 +112,7 @@ def test_wrong_keys_in_a_file(here, capsys):
         (["evaluate", "run", "--checkpoint", "latest"], ["'latest'", "best, newest or a step"]),
         (["import", "x"], ["out"]),
         (["resume", "run", "--optim.lr", "1"], ["--optim.lr", "a run keeps it"]),
+        (["evaluate", "run", "--validation.patience", "1"], ["spherescan resume may change it"]),
         (["bench", "decay", "--json", "missing/x.json"], ["--json", "folder does not exist"]),
     ],
 )
@@ -281,7 +282,6 @@ def test_a_small_error_has_digits(here, capsys):
     rng = np.random.default_rng(0)
     y = 1e-6 * rng.normal(size=30)
     np.savez("x.npz", x=rng.normal(size=(30, 1, 5)).astype(np.float32), y=y)
-    Path("x.csv")
     refused(capsys, ["train", "--data.train", "x.npz"], 3, "numeric targets and", "regression")
     flags = ["--data.train", "x.npz", "--data.task", "regression", "--run.dir", "r", *FLAGS]
     assert main(["train", *flags]) == 0
@@ -301,13 +301,16 @@ def test_a_run_that_lost_patience_goes_on_when_told(series, capsys):
     assert "finished: step 50 of 50" in capsys.readouterr().out
 
 
-def test_letters_that_the_terminal_lacks_are_escaped(here, tmp_path):
-    folder = "r\N{LATIN SMALL LETTER L WITH STROKE}"
-    command = [sys.executable, "-m", "spherescan", "predict", folder, "x.csv"]
+def test_letters_that_the_terminal_lacks_are_escaped(here):
+    lines = ["case,label,v", "a,\u0142,1", "b,z\u00a0z,5", "c,\u0142,2", "d,z\u00a0z,6", ""]
+    Path("x.csv").write_text("\n".join(lines), encoding="utf-8")
+    command = ["train", "--data.train", "x.csv", "--run.dir", "run", "--quiet", *FLAGS]
+    assert main([*command, "--data.validation-fraction", "0.5"]) == 0
+    command = [sys.executable, "-m", "spherescan", "inspect", "x.csv"]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert done.returncode == 4
-    assert b"r\\u0142" in done.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"\\u0142" in done.stdout
+    assert b"z\xa0z" in done.stdout
 
 
 def test_predict_prints_a_class_per_sequence(run, capsys):

@@ -187,15 +187,23 @@ def test_a_stream_replaces_no_other_file(stream, runs, name):
     assert (runs / name).read_bytes() == before
 
 
-def test_what_was_read_is_saved_when_a_line_is_none(stream, runs):
-    code, _, err = stream("1,2\n3,4\n1,x\n", "waves", "-", "--save", "bad.safetensors")
+@pytest.mark.parametrize("every", ["1", "10"])
+@pytest.mark.parametrize("wrong", ["1,x", "1,1e30"])
+def test_what_was_read_is_saved_when_a_line_is_wrong(stream, runs, every, wrong):
+    (runs / "bad.safetensors").unlink(missing_ok=True)
+    text = f"1,2\n3,4\n{wrong}\n"
+    code, _, err = stream(text, "waves", "-", "--save", "bad.safetensors", "--every", every)
     assert code == 3
-    assert "line 3" in err
+    assert "line 3" in err or "too large" in err
     _, out, _ = stream("5,6\n", "waves", "-", "--restore", "bad.safetensors")
     assert out.startswith("3\t")
     code, _, _ = stream("x\n", "waves", "-", "--save", "none.safetensors")
     assert code == 3
     assert not (runs / "none.safetensors").exists()
+    # A sequence that has ended is not gone on with.
+    code, _, _ = stream("1,2\n\nx\n", "waves", "-", "--save", "bad.safetensors")
+    _, out, _ = stream("5,6\n", "waves", "-", "--restore", "bad.safetensors")
+    assert out.startswith("1\t")
 
 
 def test_help_lists_the_flags(capsys):
@@ -241,7 +249,9 @@ def test_an_answer_comes_before_the_next_line_is_written(process):
     assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_what_was_read_is_saved_at_a_signal(runs, process, signum, code):
     (runs / "signal.safetensors").unlink(missing_ok=True)
     process.stdin.write(b"1,2\n")

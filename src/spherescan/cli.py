@@ -11,10 +11,12 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args
@@ -50,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):  # a name that the terminal has no letters for
-            output.reconfigure(errors="backslashreplace")
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # A terminal may lack letters that a name has; Python does so for errors.
+            sys.stdout.reconfigure(errors="backslashreplace")
         options = _parser(arguments).parse_args(arguments)
         verb: Callable[[argparse.Namespace], int] = options.verb
         return verb(options)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except _Ended as ended:
+        return ended.exit_code
     except BrokenPipeError:
         _forget_stdout()
         return 128 + signal.SIGPIPE
@@ -128,8 +132,9 @@ def _complain(error: Exception, *, debug: bool) -> None:
     if not isinstance(error, SpherescanError):
         text = f"internal error: {type(error).__name__}: {text}; --debug shows where"
     # A name in it may come from a stranger, and a terminal obeys control characters.
+    plain = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     with suppress(OSError):  # a terminal that has been closed; the exit code still tells
-        print(f"spherescan: {_on_one_line(text)}", file=sys.stderr)
+        print(f"spherescan: {plain}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -143,8 +148,12 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             flags = [name for name in self._option_string_actions if name != "-h"]
-            if flag.removeprefix("--").replace("-", "_") in dict(settings()):
-                self.error(f"{flag} is set by spherescan train, and a run keeps it")
+            setting = flag.removeprefix("--").replace("-", "_")
+            if flag.startswith("--") and setting in dict(settings()):
+                kept = (
+                    "spherescan resume may change it" if setting in CHANGEABLE else "a run keeps it"
+                )
+                self.error(f"{flag} is set by spherescan train, and {kept}")
             hint = f"; {nearest(flag, flags, after='--')}" if flag.startswith("-") else ""
             self.error(f"unknown argument {flag!r}{hint}")
         return known, unknown
@@ -287,7 +296,10 @@ def _add_uses(add: _Add) -> None:
         "--restore", type=Path, metavar="FILE", help="go on where another stream was saved"
     )
     stream.add_argument(
-        "--save", type=Path, metavar="FILE", help="save the stream here when the input has ended"
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="save the stream here at the end, a signal or a wrong line",
     )
     stream.add_argument("--json", action="store_true", help="print one JSON object per prediction")
 
@@ -693,9 +705,14 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _on_one_line(value: object) -> str:
-    """Return a value as text of a table, in which no name of a stranger breaks a line."""
-    text = str(value)
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """Return a value as text of a table: no name in it breaks a line or talks to a terminal."""
+    return "".join(ascii(char)[1:-1] if _controls(char) else char for char in str(value))
+
+
+def _controls(char: str) -> bool:
+    """Return whether a character ends a line, controls a terminal or turns the writing around."""
+    kind, direction = unicodedata.category(char), unicodedata.bidirectional(char)
+    return kind in {"Cc", "Zl", "Zp", "Cs"} or (kind == "Cf" and direction not in {"BN", "AL"})
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -728,21 +745,28 @@ def _stream(options: argparse.Namespace) -> int:
         stream.restore(options.restore)
     if sys.stdin is None:
         raise DataError("standard input is closed; pipe samples into it")
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        _answer_input(stream, predictor, options)
-    except BaseException:
-        # A signal, a line that is none, a reader that has gone: what was read is not lost.
-        if options.save is not None and stream.n_steps > 0:
-            stream.save(options.save)
-        raise
-    if options.save is not None:
-        stream.save(options.save)
+    touched = options.restore is not None
+    with _interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        try:
+            for text in _answers(stream, predictor, options):
+                print(text, flush=True)
+                touched = True
+        except BaseException:
+            # A signal, a line that is none, a reader that has gone: what was read is not lost.
+            if touched or stream.n_steps > 0:
+                try:
+                    _save_stream(stream, options)
+                except SpherescanError as error:
+                    _complain(error, debug=options.debug)
+            raise
+        _save_stream(stream, options)
     return 0
 
 
-def _answer_input(stream: "Stream", predictor: "Predictor", options: argparse.Namespace) -> None:
-    """Push the lines of the standard input, and print answers."""
+def _answers(
+    stream: "Stream", predictor: "Predictor", options: argparse.Namespace
+) -> Iterator[str]:
+    """Push the lines of the standard input, and yield what is to be printed."""
     from spherescan.data.formats.sample_lines import sample_lines, token_lines
     from spherescan.inference import answer_lines
 
@@ -755,15 +779,48 @@ def _answer_input(stream: "Stream", predictor: "Predictor", options: argparse.Na
     sequence = 0
     for prediction in answer_lines(stream, lines, every=options.every):
         if prediction is not None:
-            print(_line_of(prediction, sequence, predictor.task, options), flush=True)
+            yield _line_of(prediction, sequence, predictor.task, options)
             continue
         sequence += 1
         if not options.json:
-            print(flush=True)
+            yield ""
 
 
-def _terminate(signum: int, _: object) -> NoReturn:
-    raise SystemExit(128 + signum)
+def _save_stream(stream: "Stream", options: argparse.Namespace) -> None:
+    """Save where it is asked for; no signal comes between."""
+    if options.save is None:
+        return
+    with _handled_by(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        stream.save(options.save)
+
+
+class _Ended(BaseException):
+    """A signal has come."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
+@contextmanager
+def _handled_by(handler: Any, *numbers: int) -> Iterator[None]:
+    """Handle signals otherwise for a while; in another thread than the main one, not at all."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    previous = {n: signal.signal(n, handler) for n in numbers} if main_thread else {}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def _interrupted_by(*numbers: int) -> AbstractContextManager[None]:
+    """Let signals end what is done within as Ctrl-C does: by an exception."""
+
+    def leave(signum: int, _: object) -> NoReturn:
+        raise _Ended(signum)
+
+    return _handled_by(leave, *numbers)
 
 
 def _expect_folder(flag: str, file: Path | None) -> None:
@@ -860,9 +917,9 @@ def _bench(options: argparse.Namespace) -> int:
             print(f"\n{to_table(result)}", flush=True)
             results.append(result)
     if options.json:
-        options.json.write_text(to_json(facts, results), encoding="utf-8")
+        user_path(options.json).write_text(to_json(facts, results), encoding="utf-8")
     if options.plot:
-        draw(results, options.plot)
+        draw(results, user_path(options.plot))
     return 0
 
 

@@ -351,6 +351,8 @@ def test_data_frames_in_a_list_have_channels_in_columns():
     column = pd.Series(list(X))
     found = SequenceClassifier(n_features=84, random_state=0).fit(column, y).predict(column)
     assert (found == y).all()
+    of_lists = pd.Series([values.tolist() for values in X])
+    assert (SequenceClassifier(n_features=84).fit(of_lists, y).predict(X) == y).all()
 
 
 def test_an_unknown_label_may_be_a_tuple():
@@ -370,6 +372,8 @@ def test_an_unknown_label_may_be_a_tuple():
         ((np.zeros(5) for _ in range(2)), "of type generator"),
         ({"a": [1, 2]}, "of type dict"),
         ([[np.ma.masked_greater([1.0, 9.0], 5)] * 2] * 2, "masked"),
+        (pd.Series([np.ma.masked_greater([1.0, 9.0], 5), np.ones(3)]), "masked"),
+        (np.array([np.ma.masked_greater([1.0, 9.0], 5), np.ones(3)], dtype=object), "masked"),
     ],
 )
 def test_what_is_no_series_is_refused_in_words_that_help(X, reason):
@@ -407,6 +411,7 @@ def test_one_long_series_among_many_does_not_exhaust_the_memory(monkeypatch):
     with pytest.raises(ValueError, match=r"X\[11\] has 1000 values"):
         classifier.predict([*X[:11], np.zeros(1000)])
     assert len(classifier.predict([*X[:10], np.zeros(1000)])) == 11
+    assert len(classifier.predict(np.zeros((20, 1, 1000)))) == 20  # nothing of it is padding
 
 
 def test_a_list_of_arrays_is_series_whatever_their_lengths():

@@ -178,6 +178,7 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
     [
         ([], "nothing has been pushed"),
         (np.ma.masked_all(2), "masked"),
+        ([np.ma.masked_all(2), np.ones(2)], "masked"),
         ([1.0, 2.0, 3.0], r"wanted \(2,\)"),
         ([1.0, np.nan], "not finite"),
         (["a", "b"], "no numbers"),

@@ -1,6 +1,7 @@
 """A stream answers what the whole-sequence predictor answers for everything pushed so far."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -187,14 +188,30 @@ def test_a_wrong_chunk_is_refused_and_changes_nothing(kind, chunk, message):
     expect_whole(stream.push(sequence[9:]), predictor, sequence)
 
 
-def test_an_answer_that_is_not_finite_is_refused_and_changes_nothing():
+def test_an_answer_that_is_not_finite_is_refused():
+    predictor = predictor_for("classification")
+    predictor.model.head.weight.fill_(float("inf"))
+    with pytest.raises(DataError, match="the answer is not finite"):
+        predictor.stream().push([1.0, 2.0])
+    with pytest.raises(DataError, match="the answer is not finite"):
+        predictor.predict([np.ones((3, 2))])
+
+
+def test_padding_is_never_too_large():
+    predictor = predictor_for("classification")
+    predictor.model.embedding.mean.fill_(1e17)
+    series = np.full((3, 2), 1e17, dtype=np.float32)
+    assert len(predictor.predict([series, series[:1]])) == 2
+
+
+def test_a_value_too_large_for_the_model_is_refused_and_changes_nothing():
     predictor = predictor_for("classification")
     predictor.model.embedding.std.fill_(1e-30)
     stream = predictor.stream()
     sequence = 1e-30 * sequence_for(predictor)
     stream.push(sequence[:9])
-    with pytest.raises(DataError, match="too large"):
-        stream.push([1e20, 1.0])
+    with pytest.raises(DataError, match=r"1e\+20 at position 0 of channel 1, too large"):
+        stream.push([1e-30, 1e20])
     expect_whole(stream.push(sequence[9:]), predictor, sequence)
 
 
@@ -374,7 +391,16 @@ def test_a_file_that_is_no_state_is_refused(tmp_path):
         stream.save(path)
     assert path.read_bytes() == foreign
     path.unlink()
-    stream.save(path)
+    for other in (tmp_path / "pipe", tmp_path / "link"):
+        if other.name == "pipe":
+            os.mkfifo(other)
+        else:
+            other.symlink_to(path)
+        with pytest.raises(CheckpointError, match=r"not overwritten|symbolic link"):
+            stream.save(other)
+        other.unlink()
+    (tmp_path / "folder").symlink_to(tmp_path)
+    stream.save(tmp_path / "folder" / path.name)
     assert read_checkpoint(path).state == {"kind": "stream"}
     with pytest.raises(CheckpointError, match=r"a\.safetensors: .* another model"):
         predictor_for("classification", seed=1).stream().restore(path)

@@ -102,6 +102,16 @@ def test_results_are_the_same_bits_for_any_number_of_threads(generator, threads,
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize(("d", "n"), [(2, 16), (4, 64), (8, 16), (64, 16)])
+def test_what_follows_changes_no_bit_of_what_was_before(generator, d, n):
+    scan = scan_tensors(generator, d=d, n=n)
+    names = ("u", "delta", "B", "C", "gate")
+    whole, _ = selective_scan(**scan)
+    for length in range(1, 37):
+        start = {name: x[:, :length] if name in names else x for name, x in scan.items()}
+        assert torch.equal(selective_scan(**start)[0], whole[:, :length])
+
+
 class _Environment:
     """The floating-point environment of this thread, as bytes."""
 
@@ -359,11 +369,12 @@ def test_a_step_that_records_a_gradient_gives_one(generator):
     assert x.grad.abs().sum() > 0
 
 
-def test_strides_are_followed_or_copied(generator):
+@pytest.mark.parametrize(("d", "n"), [(70, 5), (7, 40)])
+def test_strides_are_followed_or_copied(generator, d, n):
     def strided(u, delta, gate, A, **rest):
         wide = torch.cat([u, u, u], dim=-1)
         strange = {
-            "u": wide[..., 70:140],  # rows of a wider tensor
+            "u": wide[..., d : 2 * d],  # rows of a wider tensor
             "delta": delta.transpose(1, 2).contiguous().transpose(1, 2),
             "gate": gate.transpose(0, 1).contiguous().transpose(0, 1),
             "A": A.t().contiguous().t(),
@@ -372,7 +383,7 @@ def test_strides_are_followed_or_copied(generator):
         y, state = selective_scan(**strange, **rest)
         return y.transpose(1, 2).contiguous().transpose(1, 2), state
 
-    tensors = scan_tensors(generator)
+    tensors = scan_tensors(generator, d=d, n=n)
     pairs = zip(everything(tensors), everything(tensors, strided), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

@@ -20,6 +20,10 @@ from spherescan.runs import write_checkpoint
 FEATURES = "features."  # begins the names of their tensors in a file
 
 
+# What a fit may leave out, so that an earlier one's would stay.
+_FOUND = ("_fitted", "n_channels_", "n_features_in_", "feature_names_in_", "channel_means_")
+
+
 class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """An estimator of series; `_fitted` is what fitting found."""
 
@@ -55,13 +59,11 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         before = dict(self.__dict__)
         try:
             if anew:
-                found = [name for name in before if name.endswith("_") or name == "_fitted"]
-                for name in found:
-                    del self.__dict__[name]
+                for name in _FOUND:
+                    self.__dict__.pop(name, None)
             yield
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self.__dict__ = before
             raise
 
     @abstractmethod

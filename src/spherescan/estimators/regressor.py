@@ -158,7 +158,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> "SequenceRegressor":
-        """Fit to series and their values; when that fails, an earlier fit stays.
+        """Fit to series and values; when that fails or is interrupted, an earlier fit stays.
 
         Args:
             X: An array of shape (n_cases, n_channels, n_timepoints) or (n_cases, n_timepoints), or

@@ -150,14 +150,15 @@ def _series(
     strange = isinstance(X, str | bytes | Mapping | AbstractSet | Iterator)
     if X is None or (strange and not hasattr(X, "toarray")):
         raise ValueError(f"X is of type {type(X).__name__}; give an array or a list of series")
-    column = getattr(X, "ndim", 2) == 1 and hasattr(X, "to_numpy")  # of arrays
-    given = X.to_numpy() if column else X
+    given = X.to_numpy() if getattr(X, "ndim", 2) == 1 and hasattr(X, "to_numpy") else X
+    if isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1:
+        given = list(given)  # a column or an array of series
     several = given if isinstance(given, list | tuple) else [given]
     if several and all(isinstance(values, str | bytes) for values in several):
         raise ValueError("X holds texts; set vocab_size=256, which makes tokens of their bytes")
     if masked:
         several = [_unmasked(values) for values in several]
-    if any(map(_has_masked, several)):
+    if any(map(has_masked, several)):
         raise ValueError('X has masked values; fill them in, or set missing="mask"')
     given = several if isinstance(given, list | tuple) else several[0]
     series = _ragged(given)
@@ -411,7 +412,7 @@ def described(estimator: BaseEstimator, features: SeriesFeatures, X: Any) -> Flo
     return found
 
 
-def _has_masked(values: Any) -> bool:
+def has_masked(values: Any) -> bool:
     """Return whether an array has masked values, or one of a list of channels."""
     if isinstance(values, list | tuple):
         return any(np.ma.is_masked(channel) for channel in values)
@@ -420,9 +421,9 @@ def _has_masked(values: Any) -> bool:
 
 def _unmasked(values: Any) -> Any:
     """Return an array, or channels, whose masked values are NaN; anything else as it is."""
-    if isinstance(values, list | tuple) and _has_masked(values):
+    if isinstance(values, list | tuple) and has_masked(values):
         return [_unmasked(channel) for channel in values]
-    if not _has_masked(values):
+    if not has_masked(values):
         return values
     return np.ma.filled(values.astype(np.float64), np.nan)
 
@@ -432,8 +433,6 @@ def _ragged(X: Any) -> list[NDArray[np.float64]] | None:
 
     Nothing of a list of lists of as many numbers each: that is an array of two axes.
     """
-    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
-        return _ragged(X.tolist())  # an array of series, as some libraries hand them out
     if not isinstance(X, list | tuple) or not X:
         return None
     if not any(isinstance(values, np.ndarray) for values in X):
@@ -479,7 +478,8 @@ def _one(index: int, values: Any) -> NDArray[np.float64]:
 def _stacked(series: list[NDArray[np.float64]]) -> Padded:
     lengths = torch.tensor([values.shape[1] for values in series])
     longest = int(lengths.max())
-    _expect_room(lengths, 8 * series[0].shape[0], "values in each channel")
+    if int(lengths.min()) < longest:
+        _expect_room(lengths, 8 * series[0].shape[0], "values in each channel")
     x = torch.zeros(len(series), longest, series[0].shape[0], dtype=torch.float64)
     for row, values in zip(x, series, strict=True):
         row[: values.shape[1]] = torch.from_numpy(

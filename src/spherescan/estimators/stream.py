@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.networks import Networks
-from spherescan.estimators.sequences import checked_tokens
+from spherescan.estimators.sequences import checked_tokens, has_masked
 from spherescan.features import RunningStatistics
 from spherescan.nn import (
     StreamState,
@@ -206,7 +206,7 @@ class SeriesStream(Generic[A]):
             tokens = [samples] if one else samples
             return checked_tokens(tokens, self._networks.vocab_size, name="what was pushed")
         n_channels = self._networks.n_channels
-        if np.ma.is_masked(samples):
+        if has_masked(samples):
             raise ValueError("samples have masked values; a stream takes none")
         try:
             values = np.asarray(samples, dtype=np.float64)

@@ -4,7 +4,7 @@ Letters: n sequences, k classes.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,37 +14,43 @@ from spherescan.losses import from_cosine
 from spherescan.nn import SequenceModel
 from spherescan.nn.embedding import SeriesEmbedding
 
-# In standard deviations of the training data.
+# In standard deviations of the training data: the first layer may make a hundred times as much of
+# it, and the sum of a thousand squares of that must stay below 3e38.
 _FAR = 1e15
 
 
 def expect_moderate(
     model: SequenceModel,
     inputs: Float[Tensor, "n l c"] | Int[Tensor, "n l"],
+    mask: Bool[Tensor, "n l"] | None = None,
+    *,
     of: str,
     first: int = 0,
 ) -> None:
-    """Check that values are not so large that their squares overflow inside the network.
+    """Check that values are not so large that squares may overflow inside the network.
 
     Args:
         model: Knows level and spread of the training data.
         inputs: Series, or tokens, which never are.
+        mask: True on real positions; all are when it is missing.
         of: Name of a series, in which {} stands for its number.
         first: Number of the first one.
 
     Raises:
-        DataError: A value more than 1e15 times the spread of its channel away.
+        DataError: A value too far away, with its place.
     """
     embedding = model.embedding
     if not isinstance(embedding, SeriesEmbedding) or inputs.numel() == 0:
         return
-    far = ((inputs - embedding.mean) / embedding.std).abs().amax((1, 2))
-    lost = ~(far < _FAR)
-    if bool(lost.any()):
-        name = of.format(first + int(lost.nonzero()[0]))
+    far = ~(((inputs - embedding.mean) / embedding.std).abs() < _FAR)
+    if mask is not None:
+        far &= mask[:, :, None]
+    if bool(far.any()):
+        row, position, channel = far.nonzero()[0].tolist()
         raise DataError(
-            f"{name} has values too large for the model; rescale them as in training, and leave "
-            "out what stands for a missing one"
+            f"{of.format(first + row)} has {inputs[row, position, channel]:.4g} at position "
+            f"{position} of channel {channel}, too large for the model; rescale it as in training, "
+            "and leave out what stands for a missing value"
         )
 
 

@@ -109,8 +109,8 @@ class Predictor:
             Class names of a classification; an array of numbers, or of token ids, otherwise.
 
         Raises:
-            DataError: Another channel count, a value that is not finite, a token outside the
-                vocabulary, or an empty sequence.
+            DataError: Another channel count, a value that is not finite or too large for the
+                model, a token outside the vocabulary, or an empty sequence.
         """
         return decide(self.task, self.cosines(sequences))
 
@@ -143,7 +143,7 @@ class Predictor:
         """
         first = 0
         for batch in batches:
-            expect_moderate(self.model, batch.inputs, "sequence {}", first)
+            expect_moderate(self.model, batch.inputs, batch.mask, of="sequence {}", first=first)
             first += len(batch.inputs)
             yield batch
 

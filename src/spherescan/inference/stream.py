@@ -4,6 +4,7 @@ Letters: b batch (always 1), l length, c series channels, k classes.
 """
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -183,6 +184,7 @@ class Stream:
             StorageError: The disk refused; an older file is still there.
         """
         path = user_path(path, error=CheckpointError)
+        path = path.parent.resolve() / path.name  # links lead to folders, but not to files
         expect_replaceable(path)
         temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(8).hex()}")
         write_checkpoint(temporary, self.state_dict(), _KIND)
@@ -222,7 +224,7 @@ class Stream:
             return _tokens(values, self._description.vocab_size)
         assert self._description.n_channels is not None
         samples = _samples(values, self._description.n_channels)
-        expect_moderate(self._model, samples, "a chunk")
+        expect_moderate(self._model, samples, of="a chunk")
         return samples
 
     def _prediction(self, state: StreamState, n_steps: int) -> Prediction:
@@ -247,15 +249,19 @@ def expect_replaceable(path: Path) -> None:
     """Check a path that a stream is to be saved under.
 
     Raises:
-        CheckpointError: It names no file, or one that is no state of a stream.
+        CheckpointError: It names no file, or something that is no state of a stream.
     """
     if not path.name:
         raise CheckpointError(f"{path}: names no file")
-    if not path.exists() and not path.is_symlink():
-        return
     try:
-        held = path.stat().st_size == 0 or read_checkpoint(path).state == _KIND
-    except (CheckpointError, OSError):
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if stat.S_ISLNK(mode):
+        raise CheckpointError(f"{path} is a symbolic link; give the file itself")
+    try:
+        held = stat.S_ISREG(mode) and read_checkpoint(path).state == _KIND
+    except CheckpointError:
         held = False
     if not held:
         raise CheckpointError(

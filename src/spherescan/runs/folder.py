@@ -209,7 +209,7 @@ def refusal(path: Path, error: OSError | ValueError) -> ConfigError | RunDirecto
     with suppress(OSError, ValueError):  # no name at all is no link either
         reason = "it is a symbolic link" if path.is_symlink() else reason
     way_out = "give the folder itself"
-    if isinstance(error, NotADirectoryError):
+    if isinstance(error, NotADirectoryError) and path.is_file() and not path.is_symlink():
         way_out += "; what an estimator has saved is read in Python, by its load"
     return ConfigError(f"{path}: names no folder of a run: {reason}; {way_out}")
 

@@ -118,7 +118,7 @@ SPHERESCAN_APART void rows_from_lanes(const T* from, int lanes, Index count, T* 
 // The sums over the lanes of vectors that lie `stride` apart. As many as fill whole vectors are read and written.
 template <class T>
 SPHERESCAN_APART void sum_vectors(const T* from, Index stride, int count, T* to) {
-    constexpr int width = kWidth<T>, few = 4;
+    constexpr int width = kWidth<T>, few = width / 4;
     for (int done = 0; done < count; done += width) {
         if (count - done <= few) {
             for (; done < count; ++done) to[done] = sum<T>(load(from + done * stride));

@@ -338,10 +338,10 @@ class Backward {
                 backward_tile<T, States, L, Resets>(memory.A + at, memory.h_grad + at, partial.A + at, maps, first, mine,
                                                     memory.tile, next_outputs<L>(place, k, first, memory));
             }
-            if (partial.B == nullptr) {
+            if (L == Lanes::kStates || partial.B == nullptr) {
                 put_maps<States, L>(memory.tile.B_grad, B_grad_, place, first);
                 put_maps<States, L>(memory.tile.C_grad, C_grad_, place, first);
-            } else {
+            } else if constexpr (L == Lanes::kChannels) {
                 put_maps<States, L>(memory.tile.B_grad, sums_of(partial.B, place.unit.group), place, first);
                 put_maps<States, L>(memory.tile.C_grad, sums_of(partial.C, place.unit.group), place, first);
             }

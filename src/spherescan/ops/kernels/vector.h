@@ -111,23 +111,17 @@ SPHERESCAN_INLINE Vector<double> magnitude(Vector<double> x) {
     return (Vector<double>)((Mask<double>)x & INT64_C(0x7fffffffffffffff));
 }
 
-// The sum over the lanes of a vector, always in the same order: 16 bytes at a time, then the lanes of those.
+// The sum over the lanes of a vector: one half and the other, until one lane is left. `sum_lanes` adds in the same order.
 template <class T>
 SPHERESCAN_INLINE T sum(Vector<T> values) {
-    typedef T Quarter __attribute__((vector_size(16)));
-    constexpr int lanes = 16 / sizeof(T);
-    T all[kWidth<T>];
-    store<T>(all, values);
-    Quarter total, next;
-    std::memcpy(&total, all, sizeof total);
+    T lanes[kWidth<T>];
+    store<T>(lanes, values);
 #pragma GCC unroll 4
-    for (int i = lanes; i < kWidth<T>; i += lanes) {
-        std::memcpy(&next, all + i, sizeof next);
-        total += next;
+    for (int stride = kWidth<T> / 2; stride > 0; stride /= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < stride; ++i) lanes[i] += lanes[i + stride];
     }
-    T value = total[0] + total[lanes / 2];
-    if constexpr (lanes == 4) value += total[1] + total[3];
-    return value;
+    return lanes[0];
 }
 
 // Lanes of two vectors by their numbers; those of the second vector go on where those of the first end.
@@ -164,7 +158,7 @@ SPHERESCAN_INLINE void transpose(Vector<T> (&vectors)[kWidth<T>]) {
     if constexpr (Stride > 1) transpose<T, Stride / 2>(vectors);
 }
 
-// Lane i of the result is the sum over the lanes of vector i, always in the same order. Overwrites the vectors.
+// Lane i of the result is the sum over the lanes of vector i, bit for bit. Overwrites the vectors.
 template <class T, int Stride = kWidth<T> / 2>
 SPHERESCAN_INLINE Vector<T> sum_lanes(Vector<T> (&vectors)[kWidth<T>]) {
 #pragma GCC unroll 16
