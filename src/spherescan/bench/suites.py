@@ -240,7 +240,7 @@ def shapes(options: Options) -> Iterator[Result]:
                 batch = max(1, math.ceil(4e6 / (n * d * length)))
                 row = _shape(options, batch, length, d, n)
                 level = native.simd_for(d, n, torch.float32)
-                least = _least_seconds(n, length, stream, rates[level], level) * 1e9
+                least = _least_seconds(n, d, length, stream, rates[level], level) * 1e9
                 row |= {"least ns": least, "times least": row["ns per element"] / least}
                 result.rows.append(row)
     best = min(row["ns per element"] for row in result.rows)
@@ -284,15 +284,17 @@ def _shape(options: Options, batch: int, length: int, d: int, n: int) -> dict[st
     }
 
 
-def _least_seconds(n: int, length: int, stream: float, peak: float, level: int) -> float:
+def _least_seconds(n: int, d: int, length: int, stream: float, peak: float, level: int) -> float:
     """Return the seconds of an element, forward and back, when either bound were met."""
     instructions = 2 * _EXP2[level] + _FORWARD_STATE + _BACKWARD_STATE + 30 / n
     # Forward: u, delta, y. Backward: u, delta, dy, du, ddelta. What is written is read first. The
     # final state and the checkpoints: one state each per chunk and sequence, written and read.
     values = (4 + 7) * 4 / n
     states = (4 + 4 + 4) * 4 / min(length, native.chunk())
+    # B and C, read twice, and their gradients: shared by the channels.
+    maps = (2 + 2 + 2 * 2) * 4 / d
     width = 4 << level
-    return max(instructions / width / peak, (values + states) / stream)
+    return max(instructions / width / peak, (values + states + maps) / stream)
 
 
 def _stream_rate() -> float:
