@@ -64,12 +64,16 @@ def in_child(
     """
     began = time.monotonic()
     reading, writing = os.pipe()
+    # An interrupt of the child has to wait until `_live` catches it: sooner, the child would leave
+    # through what the parent is doing, and clean up after it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
         os.close(reading)
         if threads:
             container._WORTH_A_THREAD = folder.WORTH_A_THREAD = 0
-        _live(work, writing, limit, quiet=quiet)
+        _live(work, writing, limit, before, quiet=quiet)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(writing)
     try:
         for after, signum in send:
@@ -90,9 +94,12 @@ def in_child(
     return Ended(0, code, json.loads(value) if value else None, seconds)
 
 
-def _live(work: Callable[[], object], writing: int, limit: int, *, quiet: bool) -> None:
+def _live(
+    work: Callable[[], object], writing: int, limit: int, mask: set[int], *, quiet: bool
+) -> None:
     code = FAILED
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(limit)
         if quiet:
@@ -108,6 +115,7 @@ def _live(work: Callable[[], object], writing: int, limit: int, *, quiet: bool) 
     except BaseException:  # noqa: BLE001 - the parent reports it
         os.write(writing, traceback.format_exc().encode()[-60_000:])
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         sys.stdout = sys.stderr = None  # what the parent had buffered is the parent's to print
         os._exit(code)
 
