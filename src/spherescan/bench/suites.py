@@ -158,9 +158,9 @@ def scan(options: Options) -> Iterator[Result]:
 
 
 # Vector arithmetic instructions per vector of (position, channel, state): delta A, exp2 (8 with
-# 512 bits, 16 without), the two of h, and that of y; back, the same but y, and 9 more. And per
+# 512 bits, 12 without), the two of h, and that of y; back, the same but y, and 9 more. And per
 # vector of (position, channel): softplus, silu and what surrounds them, forward and back.
-_EXP2 = {0: 16, 1: 16, 2: 8}
+_EXP2 = {0: 12, 1: 12, 2: 8}
 _FORWARD_STATE, _BACKWARD_STATE = 4, 12
 _FORWARD_CHANNEL, _BACKWARD_CHANNEL = 56, 76
 

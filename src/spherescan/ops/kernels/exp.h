@@ -30,7 +30,8 @@ struct Polynomials<float> {
                                       0.0013264729122813988863f};
     static constexpr float kLog1p[] = {2.0000000079210381463f, 0.66666314682128474927f, 0.40024910279538121391f,
                                        0.27960602747171466941f, 0.2817833508673454477f};
-    static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
+    // 1.5 * 2^23 + 126: a sum with it has the integer n + 126 in its low bits, the exponent bits of 2^(n - 1).
+    static constexpr float kRound = 12583038.0f;
     static constexpr int kMantissaBits = 23;
     static constexpr float kLowest = -126.0f, kHighest = 128.0f;
     static constexpr float kFarBelow = -200.0f;  // e^x is zero there
@@ -55,7 +56,7 @@ struct Polynomials<double> {
                                         0.28571429121878743076, 0.22222190386971895627, 0.18182872162091476016,
                                         0.15363487086809733935, 0.13592992071864171361, 0.098726814941907386243,
                                         0.17797000049331577295};
-    static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+    static constexpr double kRound = 6755399441056766.0;  // 1.5 * 2^52 + 1022
     static constexpr int kMantissaBits = 52;
     static constexpr double kLowest = -1022.0, kHighest = 1024.0;
     static constexpr double kLn2High = 0.693145751953125, kLn2Low = 1.42860682030941723212e-6;
@@ -64,31 +65,29 @@ struct Polynomials<double> {
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
 
+// A polynomial, times a factor that costs nothing.
 template <class T, int N>
-SPHERESCAN_INLINE Vector<T> horner(const T (&coefficients)[N], Vector<T> x) {
-    Vector<T> value = splat<T>(coefficients[N - 1]);
+SPHERESCAN_INLINE Vector<T> horner(const T (&coefficients)[N], Vector<T> x, T factor = T(1)) {
+    Vector<T> value = splat<T>(factor * coefficients[N - 1]);
 #pragma GCC unroll 16
-    for (int i = N - 2; i >= 0; --i) value = value * x + coefficients[i];
+    for (int i = N - 2; i >= 0; --i) value = value * x + factor * coefficients[i];
     return value;
 }
 
-// 2^n p(f) for n as an integer in the low bits of `shifted`; adding n to the exponent bits multiplies by 2^n.
+// 2^n p(f), for n as kRound left it in `shifted`, from -126 to 128. As 2^(n - 1) 2 p(f), so that both ends come by
+// themselves: the bits of 2^-127 are those of zero, and 2^127 times two is infinite.
 template <class T>
 SPHERESCAN_INLINE Vector<T> scale(Vector<T> fraction, Vector<T> shifted) {
     using P = Polynomials<T>;
-    return (Vector<T>)((Bits<T>)horner<T>(P::kExp2, fraction) + ((Bits<T>)shifted << P::kMantissaBits));
+    return horner<T>(P::kExp2, fraction, T(2)) * (Vector<T>)((Bits<T>)shifted << P::kMantissaBits);
 }
 
 template <class T>
 SPHERESCAN_INLINE Vector<T> exp2_portable(Vector<T> x) {
     using P = Polynomials<T>;
-    const Vector<T> above = x < P::kLowest ? splat<T>(P::kLowest) : x;
-    const Vector<T> clamped = above > P::kHighest ? splat<T>(P::kHighest) : above;
+    const Vector<T> clamped = at_most(at_least(x, P::kLowest), P::kHighest);
     const Vector<T> shifted = clamped + P::kRound;
-    // At n = 128 the bits are those of an infinity.
-    const Vector<T> power = scale<T>(clamped - (shifted - P::kRound), shifted);
-    const Vector<T> flushed = x < P::kLowest ? splat<T>(T(0)) : power;
-    return x != x ? x : flushed;
+    return scale<T>(clamped - (shifted - P::kRound), shifted);
 }
 
 SPHERESCAN_INLINE Vector<double> exp2(Vector<double> x) { return exp2_portable<double>(x); }
@@ -108,12 +107,10 @@ SPHERESCAN_INLINE Vector<float> exp2(Vector<float> x) { return exp2_portable<flo
 template <class T>
 SPHERESCAN_INLINE Vector<T> exp_of_negative_portable(Vector<T> x) {
     using P = Polynomials<T>;
-    const Vector<T> power = x * T(kLog2E);
-    const Vector<T> clamped = power < P::kLowest ? splat<T>(P::kLowest) : power;
-    const Vector<T> shifted = clamped + P::kRound, n = shifted - P::kRound;
-    const Vector<T> rest = (x - n * P::kLn2High) - n * P::kLn2Low;
-    const Vector<T> flushed = power < P::kLowest ? splat<T>(T(0)) : scale<T>(rest * T(kLog2E), shifted);
-    return x != x ? x : flushed;
+    const Vector<T> clamped = at_least(x, P::kLowest * T(kLn2));
+    const Vector<T> shifted = clamped * T(kLog2E) + P::kRound, n = shifted - P::kRound;
+    const Vector<T> rest = (clamped - n * P::kLn2High) - n * P::kLn2Low;
+    return scale<T>(rest * T(kLog2E), shifted);
 }
 
 SPHERESCAN_INLINE Vector<double> exp_of_negative(Vector<double> x) { return exp_of_negative_portable<double>(x); }

@@ -66,8 +66,8 @@ SPHERESCAN_INLINE Vector<T> map(const T* from, int n) {
 }
 
 template <class T, int States, Lanes L, bool Resets, bool Gate>
-void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index first, const Strip<T, L>& strip,
-                  const TileMemory<T>& memory, const Ahead<4>& ahead, const T* next_checkpoint) {
+void forward_tile(const T* A, const T* checkpoint, const Maps<T> maps, Index first, const Strip<T, L> strip,
+                  const TileMemory<T> memory, const Ahead<4> ahead, const T* next_checkpoint) {
     constexpr int W = kWidth<T>;
     Vector<T> state[States];
 #pragma GCC unroll 16
@@ -98,8 +98,8 @@ void forward_tile(const T* A, const T* checkpoint, const Maps<T>& maps, Index fi
 }
 
 template <class T, int States, Lanes L, bool Resets>
-void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T>& maps, Index first, const Strip<T, L>& strip,
-                   const TileMemory<T>& memory, const Ahead<3, true>& ahead) {
+void backward_tile(const T* A, T* h_grad, T* A_grad, const Maps<T> maps, Index first, const Strip<T, L> strip,
+                   const TileMemory<T> memory, const Ahead<3, true> ahead) {
     constexpr int W = kWidth<T>;
     Vector<T> dh[States], dA[States];
 #pragma GCC unroll 16

@@ -42,7 +42,7 @@ SPHERESCAN_INLINE Vector<T> map(const T* from, int n) {
 
 // Run `States` vectors of states of a block through a chunk, adding <h, C> to y.
 template <class T, int States, Lanes L, bool Resets>
-void run_tile(const T* decay, T* h, const Maps<T>& maps, Index first, const Line<T>& line, const Ahead<4>& ahead) {
+void run_tile(const T* decay, T* h, const Maps<T> maps, Index first, const Line<T> line, const Ahead<4> ahead) {
     constexpr int W = kWidth<T>;
     Vector<T> state[States];
 #pragma GCC unroll 16

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -110,6 +110,28 @@ SPHERESCAN_INLINE Vector<float> magnitude(Vector<float> x) {
 SPHERESCAN_INLINE Vector<double> magnitude(Vector<double> x) {
     return (Vector<double>)((Mask<double>)x & INT64_C(0x7fffffffffffffff));
 }
+
+// The larger, or the smaller, of each value and a bound; NaN stays NaN. The compiler makes two instructions of a comparison
+// and a choice where the processor has one, which keeps its second operand if one is NaN.
+#if defined(__x86_64__)
+#if SPHERESCAN_VECTOR_BYTES == 64
+#define SPHERESCAN_INTRINSIC(name, type) _mm512_##name##_##type
+#elif SPHERESCAN_VECTOR_BYTES == 32
+#define SPHERESCAN_INTRINSIC(name, type) _mm256_##name##_##type
+#else
+#define SPHERESCAN_INTRINSIC(name, type) _mm_##name##_##type
+#endif
+SPHERESCAN_INLINE Vector<float> at_least(Vector<float> x, float bound) { return SPHERESCAN_INTRINSIC(max, ps)(splat(bound), x); }
+SPHERESCAN_INLINE Vector<float> at_most(Vector<float> x, float bound) { return SPHERESCAN_INTRINSIC(min, ps)(splat(bound), x); }
+SPHERESCAN_INLINE Vector<double> at_least(Vector<double> x, double bound) { return SPHERESCAN_INTRINSIC(max, pd)(splat(bound), x); }
+SPHERESCAN_INLINE Vector<double> at_most(Vector<double> x, double bound) { return SPHERESCAN_INTRINSIC(min, pd)(splat(bound), x); }
+#undef SPHERESCAN_INTRINSIC
+#else
+SPHERESCAN_INLINE Vector<float> at_least(Vector<float> x, float bound) { return x < bound ? splat(bound) : x; }
+SPHERESCAN_INLINE Vector<float> at_most(Vector<float> x, float bound) { return x > bound ? splat(bound) : x; }
+SPHERESCAN_INLINE Vector<double> at_least(Vector<double> x, double bound) { return x < bound ? splat(bound) : x; }
+SPHERESCAN_INLINE Vector<double> at_most(Vector<double> x, double bound) { return x > bound ? splat(bound) : x; }
+#endif
 
 // The sum over the lanes of a vector: one half and the other, until one lane is left. `sum_lanes` adds in the same order.
 template <class T>
