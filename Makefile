@@ -14,7 +14,7 @@ demo: $(STAMP)  ## train and test the speaker classifier, and write a page about
 	$(BIN)/spherescan report runs/demo sample:JapaneseVowels_TEST.ts
 
 test: $(STAMP)  ## all tests but the slow ones, with the coverage floor
-	$(BIN)/pytest -n 2 -m "not slow" --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term
 
 test-all: $(STAMP)  ## the slow ones too
 	$(BIN)/pytest --cov --cov-report=term

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,36 @@ from hypothesis import settings
 
 from tests.torture.faults import preloaded_environment
 
+# Coverage makes Python twice as slow. These train or parse much, and what they run others run too.
+UNTRACED = (
+    "data/test_formats_fuzz.py",
+    "data/test_order_of_a_run.py",
+    "data/test_order_properties.py",
+    "estimators/test_conventions.py",
+    "estimators/test_familiarity.py",
+    "estimators/test_networks.py",
+    "inference/test_stream.py",
+    "nn/test_placement.py",
+    "ops/test_native_equality.py",
+    "surgery/test_contract.py",
+    "surgery/test_torchjd.py",
+    "test_config_properties.py",
+    "test_security.py",
+    "train/test_hybrid.py",
+    "train/test_non_finite.py",
+    "train/test_rust_trainer.py",
+    "train/test_situations.py",
+)
+
 settings.register_profile("spherescan", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("spherescan")
+
+
+def pytest_collection_modifyitems(items):
+    untraced = {Path(__file__).parent / name for name in UNTRACED}
+    for item in items:
+        if item.path in untraced:
+            item.add_marker("no_cover")
 
 
 @pytest.fixture(autouse=True, scope="session")

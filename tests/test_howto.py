@@ -24,7 +24,7 @@ COMMANDS = {
 PRINT = {
     "sensors": ["\nruns/motor/report.html"],
     "tokens": ["\nruns/notes/report.html", "\n3\t4\t"],
-    "resume": ["step 1000 of 1000", "step 1040 of 1040"],
+    "resume": ["step 600 of 600", "step 640 of 640"],
     "deploy": ["threads"],
 }
 

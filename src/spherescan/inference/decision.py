@@ -42,7 +42,7 @@ def expect_moderate(
     embedding = model.embedding
     if not isinstance(embedding, SeriesEmbedding) or inputs.numel() == 0:
         return
-    far = ~(((inputs - embedding.mean) / embedding.std).abs() < _FAR)
+    far = ~(embedding.standardised(inputs).abs() < _FAR)
     if mask is not None:
         far &= mask[:, :, None]
     if bool(far.any()):

@@ -66,6 +66,11 @@ class SeriesEmbedding(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
+    def standardised(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
+        """Return how many standard deviations values are from the mean of their channel."""
+        spreads: Tensor = (x - self.mean) / self.std
+        return spreads
+
     def forward(
         self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l m"]:
@@ -75,7 +80,7 @@ class SeriesEmbedding(nn.Module):
             x: Series.
             mask: True on real positions, which come first; all of them when missing.
         """
-        embedded: Tensor = (x - self.mean) / self.std
+        embedded = self.standardised(x)
         if self.linear is not None:
             embedded = self.linear(embedded)
         for layer in self.convolutions:
@@ -94,7 +99,7 @@ class SeriesEmbedding(nn.Module):
         Raises:
             ValueError: Convolutions that look ahead.
         """
-        embedded: Tensor = (x - self.mean) / self.std
+        embedded = self.standardised(x)
         if self.linear is not None:
             embedded = self.linear(embedded)
         after = []

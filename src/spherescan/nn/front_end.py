@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
-from spherescan.nn.init import linear_layer, uniform_
+from spherescan.nn.init import allocated, linear_layer, uniform_
 
 # Of InceptionTime, halved: the series people have are tens to hundreds of positions long.
 WIDTHS = (5, 11, 23)
@@ -142,6 +141,6 @@ class MultiScaleConvolution(nn.Module):
 
 
 def _convolution(n_in: int, n_out: int, width: int, generator: Generator | None) -> nn.Conv1d:
-    layer: nn.Conv1d = skip_init(nn.Conv1d, n_in, n_out, width, bias=False)  # type: ignore[no-untyped-call]
+    layer = allocated(nn.Conv1d(n_in, n_out, width, bias=False, device="meta"))
     uniform_(layer.weight, 1 / math.sqrt(n_in * width), generator)
     return layer

@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.dropout import dropped
 from spherescan.nn.embedding import SeriesEmbedding
-from spherescan.nn.init import linear_layer
+from spherescan.nn.init import allocated, linear_layer
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba
 from spherescan.nn.norm import ResidualNorm
@@ -319,7 +318,7 @@ def _recomputed_update(
 
 
 def _token_embedding(vocab_size: int, d_model: int, generator: Generator | None) -> nn.Embedding:
-    layer: nn.Embedding = skip_init(nn.Embedding, vocab_size, d_model)  # type: ignore[no-untyped-call]
+    layer = allocated(nn.Embedding(vocab_size, d_model, device="meta"))
     with torch.no_grad():
         layer.weight.normal_(std=_EMBEDDING_STD, generator=generator)
     return layer

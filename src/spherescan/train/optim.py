@@ -1,5 +1,6 @@
 """AdamW with the decay where it belongs, and its state under the names of the parameters."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -7,6 +8,17 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _AdamW(AdamW):
+    """AdamW without torch's compiler, whose import takes a third of the time of a short run.
+
+    torch wraps these methods to keep the compiler out of them, and imports it for that.
+    """
+
+    add_param_group = inspect.unwrap(AdamW.add_param_group)
+    zero_grad = inspect.unwrap(AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -50,7 +62,7 @@ def make_optimizer(
         }
         for decayed in (True, False)
     ]
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
+    return _AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, fused=True)
 
 
 def optimizer_tensors(

@@ -39,6 +39,12 @@ struct Maps {
     int positions;
 };
 
+// B or C of a vector of states: one number for all channels, or a number for each state.
+template <Lanes L, class T>
+SPHERESCAN_INLINE Vector<T> map(const T* from, int n) {
+    return L == Lanes::kStates ? load(from + n * kWidth<T>) : splat(from[n]);
+}
+
 // Some blocks of one batch row: `channels` neighbours from `channel` on.
 struct Unit {
     Index batch, group, channel, channels;

@@ -60,11 +60,6 @@ struct TileMemory {
     T *h, *decay, *B_grad, *C_grad;  // h has one position more
 };
 
-template <Lanes L, class T>
-SPHERESCAN_INLINE Vector<T> map(const T* from, int n) {
-    return L == Lanes::kStates ? load(from + n * kWidth<T>) : splat(from[n]);
-}
-
 template <class T, int States, Lanes L, bool Resets, bool Gate>
 void forward_tile(const T* A, const T* checkpoint, const Maps<T> maps, Index first, const Strip<T, L> strip,
                   const TileMemory<T> memory, const Ahead<4> ahead, const T* next_checkpoint) {

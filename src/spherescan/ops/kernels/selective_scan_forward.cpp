@@ -35,11 +35,6 @@ SPHERESCAN_INLINE Vector<T> value(const T* from) {
     return L == Lanes::kStates ? splat(*from) : load(from);
 }
 
-template <Lanes L, class T>
-SPHERESCAN_INLINE Vector<T> map(const T* from, int n) {
-    return L == Lanes::kStates ? load(from + n * kWidth<T>) : splat(from[n]);
-}
-
 // Run `States` vectors of states of a block through a chunk, adding <h, C> to y.
 template <class T, int States, Lanes L, bool Resets>
 void run_tile(const T* decay, T* h, const Maps<T> maps, Index first, const Line<T> line, const Ahead<4> ahead) {
