@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.fx.experimental.symbolic_shapes  # noqa: F401 - autograd imports it, so children would
+import torch._dynamo  # noqa: F401 - autograd imports most of it, so children would
 
 from spherescan.runs import container, folder
 
