@@ -24,7 +24,7 @@ COMMANDS = {
 PRINT = {
     "sensors": ["\nruns/motor/report.html"],
     "tokens": ["\nruns/notes/report.html", "\n3\t4\t"],
-    "resume": ["step 600 of 600", "step 640 of 640"],
+    "resume": ["step 800 of 800", "step 840 of 840"],
     "deploy": ["threads"],
 }
 

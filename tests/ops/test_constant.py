@@ -18,10 +18,15 @@ def test_the_compiler_of_torch_is_loaded_by_those_who_compile(tmp_path):
         "learn = ['--run.steps', '2', '--run.dir', run, '--model.n-convolutions', '1']\n"
         "assert spherescan.cli.main(['train', '--data.train', data, *learn]) == 0\n"
         "assert spherescan.cli.main(['predict', run, data]) == 0\n"
+        "learn = ['--run.steps', '2', '--run.dir', run + 's', '--data.source', 'tokens']\n"
+        "tokens = ['--data.train', sys.argv[2], '--data.extension', 'txt']\n"
+        "size = ['--data.vocab-size', '5', '--data.seq-len', '8', '--data.batch-size', '1']\n"
+        "assert spherescan.cli.main(['train', *learn, *tokens, *size]) == 0\n"
         "assert not {'torch._dynamo', 'sympy'} & sys.modules.keys()"
     )
+    (tmp_path / "tokens.txt").write_text("1 2 3 4 " * 6)
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, check=False
+        [sys.executable, "-c", code, tmp_path / "run", tmp_path], capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
 

@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch._dynamo  # noqa: F401 - autograd imports most of it, so children would
-
 from spherescan.runs import container, folder
 
 FAILED = 99  # exit code of a child whose work raised

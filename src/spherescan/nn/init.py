@@ -12,8 +12,8 @@ Layer = TypeVar("Layer", bound=nn.Module)
 def allocated(layer: Layer) -> Layer:
     """Give memory, as it comes, to the parameters of a layer made on the meta device.
 
-    So torch draws nothing. Its own `skip_init` imports the compiler, which takes longer than many a
-    model needs to answer.
+    So torch draws nothing. Its own `skip_init` imports half of the compiler, which takes longer
+    than many a model needs to answer.
     """
     for name, parameter in layer.named_parameters():
         setattr(layer, name, nn.Parameter(torch.empty(parameter.shape)))

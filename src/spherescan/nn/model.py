@@ -15,7 +15,7 @@ from torch.nn import functional
 from spherescan.nn.block import Block, MixerFactory
 from spherescan.nn.dropout import dropped
 from spherescan.nn.embedding import SeriesEmbedding
-from spherescan.nn.init import allocated, linear_layer
+from spherescan.nn.init import linear_layer
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba
 from spherescan.nn.norm import ResidualNorm
@@ -318,7 +318,8 @@ def _recomputed_update(
 
 
 def _token_embedding(vocab_size: int, d_model: int, generator: Generator | None) -> nn.Embedding:
-    layer = allocated(nn.Embedding(vocab_size, d_model, device="meta"))
+    weight = torch.empty(vocab_size, d_model)
+    layer: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         layer.weight.normal_(std=_EMBEDDING_STD, generator=generator)
     return layer

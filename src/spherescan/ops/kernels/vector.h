@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
