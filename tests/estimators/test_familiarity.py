@@ -98,6 +98,7 @@ def relative(classifier):
     return (familiarity.weights / _units(left_out, near)).round(decimals=9).tolist()
 
 
+@pytest.mark.slow
 def test_networks_that_have_learned_a_class_do_not_judge_by_its_absence():
     X, y = waves(90, 6, spread=1.0, noise=1.0)
     alone, beside = fitted(X, y), fitted(X, y, n_networks=2, max_steps=100)

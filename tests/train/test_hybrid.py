@@ -231,7 +231,13 @@ def test_backpropagation_joins_at_its_cadence_and_each_loss_has_its_key(tmp_path
     assert train[4]["lr"] < 1.01e-4 < train[3]["lr"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+# Each differs from one that is not slow in its loss, negatives or aggregator alone.
+SLOW = ("cross-entropy", "symmetric", "time shift", "their negatives", "gradvac", "surgery, cut")
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in MODES]
+)
 def test_every_mode_trains_and_resumes_bit_for_bit(tmp_path, series, mode):
     whole = trainer_for(tmp_path, series, MODES[mode], "whole")
     whole.fit()
