@@ -231,7 +231,8 @@ def test_backpropagation_joins_at_its_cadence_and_each_loss_has_its_key(tmp_path
     assert train[4]["lr"] < 1.01e-4 < train[3]["lr"]
 
 
-# Each differs from one that is not slow in its loss, negatives or aggregator alone.
+# Each takes one loss, negative, aggregator or cut that has tests of its own; the way it is trained
+# is that of a mode which is not slow.
 SLOW = ("cross-entropy", "symmetric", "time shift", "their negatives", "gradvac", "surgery, cut")
 
 
