@@ -3,11 +3,12 @@
     pip install ".[experiments]"
     OMP_NUM_THREADS=1 python experiments/networks.py [--seeds 2] [NAME ...]
 
-Each training set is dealt into four parts; a network learns from three and answers for the fourth,
-as in `SequenceClassifier(n_networks=4)`. No test series is read. A variant lacks one part: without
-the SSM, blocks add nothing, so convolutions and pooling are left. Then the ridge weighs networks
-against fixed features, as the classifier does: what it gets right of the same series, each left
-out, alone and together. MNIST-1D is generated; its first 500 and 1000 training series.
+Each training set is dealt into six parts; a network learns from four, and two networks answer for
+each series, as in `SequenceClassifier(n_networks=6)`. No test series is read. A variant lacks one
+part: without the SSM, blocks add nothing, so convolutions and pooling are left. Then the ridge
+weighs networks against fixed features, as the classifier does: what it gets right of the same
+series, each left out, alone and together. MNIST-1D is generated; its first 500 and 1000 training
+series.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def held_out(
     name: str, x: Tensor, mask: Tensor, target: Tensor, points: Tensor, seed: int
 ) -> tuple[Networks, Tensor]:
     """Train one variant; return it and the unit vectors of series it did not learn from."""
-    settings, train = variant(name, NetworkSettings(4))
+    settings, train = variant(name, NetworkSettings(6))
     before = (
         classifier_networks.fit_series, classifier_networks._N_CONVOLUTIONS,
         classifier_networks._POOLING,

@@ -116,7 +116,7 @@ def table(name: str, case: Callable[[int], Case], vocab_size: int, seeds: int) -
         sizes.add((len(x), len(x_test)))
         models = {
             "n-grams": (ours(0, vocab_size, seed), list),
-            "n-grams and networks": (ours(4, vocab_size, seed), list),
+            "n-grams and networks": (ours(6, vocab_size, seed), list),
             "tf-idf, ridge": (peer(RidgeClassifierCV(np.logspace(-3, 3, 13))), texts),
             "tf-idf, linear SVM": (peer(LinearSVC(random_state=seed)), texts),
         }

@@ -6,6 +6,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from spherescan.estimators import SequenceClassifier
 from spherescan.estimators.networks import Networks, NetworkSettings, parts_of
@@ -50,7 +51,8 @@ def test_the_same_seed_gives_the_same_bits(causal):
     assert np.array_equal(again.decision_function(X), causal.decision_function(X))
 
 
-def test_a_series_is_described_by_a_network_that_never_saw_it(monkeypatch):
+@pytest.mark.parametrize(("n_networks", "left_out_by"), [(3, 1), (5, 1), (6, 2), (9, 3)])
+def test_a_series_is_described_by_networks_that_never_saw_it(monkeypatch, n_networks, left_out_by):
     X, y = waves(20)
     x = torch.from_numpy(X.transpose(0, 2, 1))
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
@@ -63,16 +65,16 @@ def test_a_series_is_described_by_a_network_that_never_saw_it(monkeypatch):
 
     monkeypatch.setattr(networks, "fit_series", fit_series)
     made, left_out = Networks.fitted(
-        x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(3),
+        x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(n_networks),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     rows = made.prepared(x, mask)[0]
-    for index, model in enumerate(made.each()):
-        learned = (rows[:, None] == seen[index][None]).flatten(2).all(2).any(1)
-        assert 0 < int(learned.sum()) < len(rows)
-        z = torch.nn.functional.normalize(model.embed(rows[~learned]), dim=1)
-        assert torch.allclose(left_out[~learned].float(), z, atol=1e-6)
-    assert sum(len(each) for each in seen) == 2 * len(rows)
+    learned = torch.stack([(rows[:, None] == each[None]).flatten(2).all(2).any(1) for each in seen])
+    assert (learned.sum(0) == n_networks - left_out_by).all()
+    assert learned.any(1).all()
+    z = torch.stack([functional.normalize(model.embed(rows), dim=1) for model in made.each()])
+    of_others = (z * ~learned[:, :, None]).sum(0) / left_out_by
+    assert torch.allclose(left_out.float(), of_others, atol=1e-6)
 
 
 def test_parts_are_even_and_so_is_every_class_in_them():
@@ -371,10 +373,10 @@ def test_few_series_get_no_networks_unless_they_are_to_be_streamed(tmp_path, mon
     few = {"n_features": 84, "max_steps": 20, "random_state": 0}
     assert SequenceClassifier(**few).fit(*waves(30))._fitted.features.networks is None
     streamed = SequenceClassifier(**few, causal=True).fit(*waves(30))
-    assert len(streamed._fitted.features.networks.each()) == 4
+    assert len(streamed._fitted.features.networks.each()) == 6
     monkeypatch.setattr(settings, "_MANY_SERIES", 30)
     many = SequenceClassifier(**few).fit(*waves(30))
-    assert len(many._fitted.features.networks.each()) == 4
+    assert len(many._fitted.features.networks.each()) == 6
     many.save(tmp_path / "many")
     assert SequenceClassifier.load(tmp_path / "many").n_networks == "auto"
 

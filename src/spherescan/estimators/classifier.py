@@ -73,9 +73,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             its differences; Hydra's come on top.
         n_networks: How many state-space models describe the series too, see `Networks`; 0 for none,
             otherwise at least 2. A ridge on both weighs them; where fixed features do better
-            alone, models are dropped. "auto" is 4 for 500 series or more, or a causal classifier,
+            alone, models are dropped. "auto" is 6 for 500 series or more, or a causal classifier,
             and 0 for fewer: on training sets of up to 270 series models made no difference, on 500
-            they did. For sequences of tokens it is 4 from 2000 on, by the same measure.
+            they did. For sequences of tokens it is 6 from 2000 on, by the same measure.
         causal: Whether models read one way and describe the series without fixed features, so that
             `stream` can answer while a series comes in.
         selective: Whether the scan of the models depends on their input.

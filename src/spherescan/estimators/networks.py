@@ -42,7 +42,7 @@ class NetworkSettings:
     """How networks are made and trained.
 
     Attributes:
-        n_networks: How many there are; each learns from all but its share of the series.
+        n_networks: How many there are; each learns from two thirds of the series or a little more.
         causal: Whether they read one way, so that a stream can.
         selective: Whether the scan depends on its input.
         max_steps: Most steps of each; by the number of series when missing.
@@ -92,11 +92,12 @@ class Networks(nn.Module):
     """Describe series by small models, cross-fitted.
 
     The series are dealt into as many parts as there are models, class by class. A model learns from
-    all parts but one: multi-scale convolutions, or of tokens an embedding, one Mamba block that
-    reads both ways, and attention, maximum and mean over positions, trained by the softmax of
-    cosines with fixed prototypes. A training series is described by the unit vector of the one
-    model that did not learn from it, a new one by the mean over all. So what a ridge learns of them
-    holds for new series too.
+    all parts but a third, or but one where there are fewer than six: multi-scale convolutions, or
+    of tokens an embedding, one Mamba block that reads both ways, and attention, maximum and mean
+    over positions, trained by the softmax of cosines with fixed prototypes. A training series is
+    described by the mean of the unit vectors of those that did not learn from it, a new one by the
+    mean over all. So what a ridge learns of them holds for new series too, and the nearer the
+    number of vectors in the two means, the nearer are the cosines of both to each other.
 
     Args:
         plan: Their sizes.
@@ -149,7 +150,7 @@ class Networks(nn.Module):
             generator: Source of the parts, of weights and of the order of training.
 
         Returns:
-            The networks, and the unit vector of each series by the one that did not learn from it.
+            The networks, and what those that did not learn from a series say of it, on the average.
         """
         k, dim = prototypes.shape
         # A part without series would have nothing to describe.
@@ -193,14 +194,16 @@ class Networks(nn.Module):
         part = parts_of(target, settings.n_networks, generator=generator)
         left_out = torch.zeros(len(target), dim, dtype=torch.float64)
         clock = _Clock(settings)
+        n_left_out = left_out_parts(settings.n_networks)
         for index in range(settings.n_networks):
             model = description.build(generator=generator, place=False)
             model.head.weight.copy_(prototypes.float())
-            learns, held = (part != index).nonzero()[:, 0], (part == index).nonzero()[:, 0]
+            is_held = (part - index) % settings.n_networks < n_left_out
+            learns, held = (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
             trained = clock.train(index, model, series[learns], generator=generator)
             made.models[index] = trained
-            left_out[held] = _unit_vectors(trained, series.x[held], series.mask[held]).double()
-        return made, left_out
+            left_out[held] += _unit_vectors(trained, series.x[held], series.mask[held]).double()
+        return made, left_out / n_left_out
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor], plan: NetworkPlan) -> "Networks":
@@ -273,6 +276,11 @@ class Networks(nn.Module):
             assert isinstance(model, SequenceModel)
             models.append(model)
         return models
+
+
+def left_out_parts(n_networks: int) -> int:
+    """Return how many parts each network leaves out: a third of them, at least one."""
+    return max(1, n_networks // 3)
 
 
 def parts_of(target: Int[Tensor, " n"], n_parts: int, *, generator: Generator) -> Int[Tensor, " n"]:

@@ -12,7 +12,7 @@ from spherescan.features import expect_vocabulary
 
 # Networks by default, and the series or sequences of tokens that are worth them; by
 # experiments/networks.py and experiments/tokens.py.
-_USUAL_NETWORKS, _MANY_SERIES, _MANY_SEQUENCES = 4, 500, 2000
+_USUAL_NETWORKS, _MANY_SERIES, _MANY_SEQUENCES = 6, 500, 2000
 
 
 def expect_whole(name: str, value: object) -> None:
