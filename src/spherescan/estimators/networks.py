@@ -42,7 +42,7 @@ class NetworkSettings:
     """How networks are made and trained.
 
     Attributes:
-        n_networks: How many there are; each learns from two thirds of the series or a little more.
+        n_networks: How many there are; each leaves out a third of the series at most; of two, half.
         causal: Whether they read one way, so that a stream can.
         selective: Whether the scan depends on its input.
         max_steps: Most steps of each; by the number of series when missing.
@@ -194,7 +194,7 @@ class Networks(nn.Module):
         part = parts_of(target, settings.n_networks, generator=generator)
         left_out = torch.zeros(len(target), dim, dtype=torch.float64)
         clock = _Clock(settings)
-        n_left_out = left_out_parts(settings.n_networks)
+        n_left_out = _left_out_parts(settings.n_networks)
         for index in range(settings.n_networks):
             model = description.build(generator=generator, place=False)
             model.head.weight.copy_(prototypes.float())
@@ -278,7 +278,7 @@ class Networks(nn.Module):
         return models
 
 
-def left_out_parts(n_networks: int) -> int:
+def _left_out_parts(n_networks: int) -> int:
     """Return how many parts each network leaves out: a third of them, at least one."""
     return max(1, n_networks // 3)
 
