@@ -150,6 +150,14 @@ def test_a_batch_larger_than_the_data_is_told(series, capsys):
     assert "a batch of 50 holds series more than once" in capsys.readouterr().out
 
 
+def test_a_batch_that_no_memory_could_hold_is_refused(series, capsys):
+    size = 10**12
+    command = ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]
+    command += ["--data.batch-size", str(size)]
+    refused(capsys, command, 2, f"data.batch_size is {size}", "of at most ")
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "inspect"])
 def test_a_truncated_checkpoint(run, capsys, verb):
     newest = max((run / "ckpt").iterdir())

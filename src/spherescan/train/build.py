@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from spherescan.allocator import memory_bytes
 from spherescan.config import CHANGEABLE, RunConfig, parse_config, to_toml
 from spherescan.data import locate
 from spherescan.data.order import derived_seed
@@ -286,6 +287,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
     base = read_base(user_path(config.grow.base)) if config.grow.base and place else None
     problem, mean_std = open_problem(config)
+    _expect_batch_fits(config, problem)
     seed = derived_seed(config.run.seed, "weights")
     description = problem.description
     if not place:
@@ -305,6 +307,22 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
         grow(model, config)
     model.recompute = config.run.recompute
     return problem, model
+
+
+def _expect_batch_fits(config: RunConfig, problem: Problem) -> None:
+    """Refuse a batch that no memory could hold, rather than gather it for an hour.
+
+    Raises:
+        ConfigError: What one block reads of it is more than the whole memory.
+    """
+    batch_size, there_is = config.data.batch_size, memory_bytes()
+    n_bytes = 4 * batch_size * problem.n_positions * problem.description.d_model
+    if n_bytes > there_is:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}; what one block reads of such a batch takes "
+            f"{n_bytes / 1e9:.3g} GB or more, and this machine has {there_is / 1e9:.3g}: choose a "
+            f"size of at most {there_is * batch_size // n_bytes}, better a hundredth of that"
+        )
 
 
 def _changed(

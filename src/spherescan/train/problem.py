@@ -56,6 +56,7 @@ class Problem:
         stream: Training batches; `close` it.
         validation: Makes the fixed validation batches; the same ones every time.
         fingerprint: Digest of the data.
+        n_positions: How long a sequence is at least, as batches have it.
         counts: What there is to train on, and what of it an epoch leaves out.
         summary: One line for a person.
     """
@@ -65,6 +66,7 @@ class Problem:
     stream: BatchStream
     validation: Callable[[], Iterable[Batch]]
     fingerprint: str
+    n_positions: int
     counts: dict[str, int]
     summary: str
 
@@ -219,6 +221,7 @@ def _series(config: RunConfig) -> tuple[Problem, Statistics]:
         ),
         validation=lambda: series_batches(held_series, held_targets, batch_size=64),
         fingerprint=digest,
+        n_positions=min(map(len, series)),
         counts={"training": len(kept), "validation": len(held_series)},
         summary=_series_summary(table, task, data, len(kept), len(held_series)),
     )
@@ -300,6 +303,7 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         stream=_stream(TokenSource(rows, chosen, seed=config.run.seed, order=order), data),
         validation=lambda: row_batches(other_rows, fixed, batch_size=data.batch_size),
         fingerprint=digest,
+        n_positions=data.seq_len,
         counts=counts,
         summary=_token_summary(rows, counts, n_held_out=len(held_out)),
     )
