@@ -215,6 +215,13 @@ def test_a_description_of_something_else_is_refused():
 def test_a_model_that_no_machine_holds_is_refused_before_anything_is_allocated():
     import dataclasses
 
-    for size in ("d_model", "d_state", "n_layers", "expand", "prototype_dim"):
+    sizes = (
+        "n_channels", "d_model", "n_layers", "d_state", "d_conv", "expand", "dt_rank",
+        "n_pool_heads", "n_prototypes", "prototype_dim", "n_convolutions",
+    )  # fmt: skip
+    for size in sizes:
         with pytest.raises(ValueError, match="more than half of this machine's memory"):
             dataclasses.replace(DESCRIPTION, **{size: 2**40}).build()
+    usual = dataclasses.replace(DESCRIPTION, d_model=64, d_state=16, local_heads=(0,))
+    found = sum(parameter.numel() for parameter in usual.build().parameters())
+    assert usual.n_weights() == pytest.approx(found, rel=0.05)

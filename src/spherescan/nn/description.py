@@ -111,8 +111,11 @@ class ModelDescription:
         dt_rank = self.dt_rank or -(-self.d_model // 16)
         scan = inner * (3 * self.d_state + 2 * dt_rank + self.d_conv)
         mixer = (2 + self.gate) * inner * self.d_model + scan
-        head = self.prototype_dim * (self.d_model + self.n_prototypes)
-        local = self.prototype_dim * (self.d_model + (self.n_local_outputs or 0))
+        n_queries = self.n_pool_heads if "attention" in self.pooling else 0
+        pooled = self.d_model * max(1, len(set(self.pooling) - {"attention"}) + n_queries)
+        rows = self.prototype_dim * pooled + n_queries * self.d_model
+        head = rows + self.prototype_dim * self.n_prototypes
+        local = rows + self.prototype_dim * (self.n_local_outputs or 0)
         return (
             (self.vocab_size or self.n_channels or 0) * self.d_model
             + self.n_layers * (1 + self.bidirectional) * mixer
