@@ -41,6 +41,7 @@ from spherescan.estimators.sequences import (
     checked_labels,
     class_indices,
     described,
+    described_in_parts,
     fitted_features,
     labels_like,
     padded,
@@ -289,8 +290,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
         check_is_fitted(self)
-        rows = described(self, self._fitted.features, X)
-        return seen_from_below(self._fitted.points(rows)).numpy()
+        parts = described_in_parts(self, self._fitted.features, X)
+        return seen_from_below(torch.cat([self._fitted.points(rows) for rows in parts])).numpy()
 
     def predict_open(
         self, X: Any, *, rejection: float = 0.05, unknown_label: Any = "unknown"
@@ -615,10 +616,14 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
 
     def _cosines_and_known(self, X: Any) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
         check_is_fitted(self)
-        familiarity, rows = self._fitted.familiarity, described(self, self._fitted.features, X)
-        cosines = self._fitted.cosines(rows)
-        return cosines, familiarity.score(cosines, familiarity.kept(rows))
+        familiarity, found = self._fitted.familiarity, []
+        for rows in described_in_parts(self, self._fitted.features, X):
+            cosines = self._fitted.cosines(rows)
+            found.append((cosines, familiarity.score(cosines, familiarity.kept(rows))))
+        every, known = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return every, known
 
     def _cosines(self, X: Any) -> Float[Tensor, "n c"]:
         check_is_fitted(self)
-        return self._fitted.cosines(described(self, self._fitted.features, X))
+        parts = described_in_parts(self, self._fitted.features, X)
+        return torch.cat([self._fitted.cosines(rows) for rows in parts])

@@ -26,6 +26,7 @@ from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
     checked_values,
     described,
+    described_in_parts,
     fitted_features,
     padded,
     seeded,
@@ -207,8 +208,9 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
         check_is_fitted(self)
-        z = self._fitted.heights(described(self, self._fitted.features, X))[:, None]
-        return seen_from_below(z).numpy()
+        parts = described_in_parts(self, self._fitted.features, X)
+        heights = torch.cat([self._fitted.heights(rows) for rows in parts])
+        return seen_from_below(heights[:, None]).numpy()
 
     def stream(self) -> SeriesStream[NumberAnswer]:
         """Return a stream that answers for a series while it comes in.
@@ -349,7 +351,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
 
     def _values(self, X: Any) -> Float[Tensor, " n"]:
         check_is_fitted(self)
-        return self._fitted.values(described(self, self._fitted.features, X))
+        parts = described_in_parts(self, self._fitted.features, X)
+        return torch.cat([self._fitted.values(rows) for rows in parts])
 
 
 def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: float) -> None:

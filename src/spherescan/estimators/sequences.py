@@ -32,6 +32,9 @@ from spherescan.estimators.settings import (
 )
 from spherescan.features import FixedFeatures, NGrams
 
+# Of new series so many features are held at once.
+_FEATURES_AT_ONCE = 1 << 22
+
 
 class Padded(NamedTuple):
     """Series, or sequences of tokens, in one tensor; `mask` is True on real positions."""
@@ -399,17 +402,31 @@ def described(estimator: BaseEstimator, features: SeriesFeatures, X: Any) -> Flo
     Raises:
         ValueError: X that `padded` refuses, or values too far from those of training.
     """
+    return torch.cat(list(described_in_parts(estimator, features, X)))
+
+
+def described_in_parts(
+    estimator: BaseEstimator, features: SeriesFeatures, X: Any
+) -> Iterator[Float[Tensor, "m f"]]:
+    """Yield the features of new series, of so many at once that they take little memory.
+
+    Raises:
+        ValueError: As of `described`.
+    """
     expect_vocabulary_of_fit(estimator, features.vocab_size)
-    batch = padded(estimator, X, reset=False)
-    with torch.inference_mode():
-        found: Tensor = features(*batch)
-    far = ~found.isfinite().all(1)
-    if bool(far.any()):
-        raise ValueError(
-            f"series {int(far.nonzero()[0])} of X has values too far from those of training "
-            "for float32"
-        )
-    return found
+    x, mask = padded(estimator, X, reset=False)
+    first, at_once = 0, max(1, _FEATURES_AT_ONCE // features.n_features)
+    for batch in zip(torch.split(x, at_once), torch.split(mask, at_once), strict=True):
+        with torch.inference_mode():
+            found: Tensor = features(*batch)
+        far = ~found.isfinite().all(1)
+        if bool(far.any()):
+            raise ValueError(
+                f"series {first + int(far.nonzero()[0])} of X has values too far from those of "
+                "training for float32"
+            )
+        yield found
+        first += len(found)
 
 
 def has_masked(values: Any) -> bool:
