@@ -120,7 +120,8 @@ class MiniRocket(nn.Module):
             total = seen.sum(2)
             biases = self.biases[at : at + count * len(KERNELS)].reshape(len(KERNELS), count)
             at += biases.numel()
-            above = [((out > b[:, None]) & seen).sum(2) / total for b in biases.T]
+            out.masked_fill_(~seen, -torch.inf)
+            above = [(out > b[:, None]).sum(2, dtype=torch.int32) / total for b in biases.T]
             features.append(torch.stack(above, 2).flatten(1))
         return torch.cat(features, 1)
 
