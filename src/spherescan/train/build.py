@@ -287,7 +287,6 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
     base = read_base(user_path(config.grow.base)) if config.grow.base and place else None
     problem, mean_std = open_problem(config)
-    _expect_batch_fits(config, problem)
     seed = derived_seed(config.run.seed, "weights")
     description = problem.description
     if not place:
@@ -298,6 +297,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
     except (ValueError, RuntimeError, MemoryError) as error:
         # torch reports a model that does not fit into memory as a RuntimeError.
         raise ConfigError(f"the model cannot be built: {error}") from error
+    _expect_batch_fits(config, problem)
     if mean_std is not None:
         assert isinstance(model.embedding, SeriesEmbedding)
         model.embedding.set_statistics(*mean_std)
