@@ -158,6 +158,16 @@ def test_a_batch_that_no_memory_could_hold_is_refused(series, capsys):
     assert not Path("run").exists()
 
 
+def test_one_sequence_that_no_memory_could_hold_is_refused(series, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["spherescan.train.build"], "memory_bytes", lambda: 100)
+    refused(
+        capsys,
+        ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS],
+        2,
+        "one sequence alone is too long; cut it, or choose a smaller model.d_model",
+    )
+
+
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "inspect"])
 def test_a_truncated_checkpoint(run, capsys, verb):
     newest = max((run / "ckpt").iterdir())

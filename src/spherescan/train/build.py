@@ -318,10 +318,12 @@ def _expect_batch_fits(config: RunConfig, problem: Problem) -> None:
     batch_size, there_is = config.data.batch_size, memory_bytes()
     n_bytes = 4 * batch_size * problem.n_positions * problem.description.d_model
     if n_bytes > there_is:
+        way_out = "one sequence alone is too long; cut it, or choose a smaller model.d_model"
+        if at_most := there_is * batch_size // n_bytes:
+            way_out = f"choose a size of at most {at_most}, better a hundredth of that"
         raise ConfigError(
             f"data.batch_size is {batch_size}; what one block reads of such a batch takes "
-            f"{n_bytes / 1e9:.3g} GB or more, and this machine has {there_is / 1e9:.3g}: choose a "
-            f"size of at most {there_is * batch_size // n_bytes}, better a hundredth of that"
+            f"{n_bytes / 1e9:.3g} GB or more, and this machine has {there_is / 1e9:.3g}: {way_out}"
         )
 
 
