@@ -6,7 +6,6 @@ Shapes: b batch, l positions, d features, n states, k taps of the convolution, v
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import NamedTuple
 
@@ -226,7 +225,8 @@ class ReferenceTrainer:
         lr: the configured peak rate.
         ff_lr: that of a step of Forward-Forward; `ff_lr / schedule(step)` scales what it adds to
             D's gradient in a step of backpropagation.
-        schedule: the rate of AdamW as a function of the step, counted from 0.
+        warmup, total, floor: steps of linear warm-up and of the whole run, and the least rate as a
+            part of the peak.
         grad_clip: the largest global norm of the trained tensors' gradients; 0 disables.
     """
 
@@ -243,7 +243,9 @@ class ReferenceTrainer:
     lam: float
     weight_decay: float
     grad_clip: float
-    schedule: Callable[[int], float]
+    warmup: int
+    total: int
+    floor: float
     frozen_layers: set[int]
     freeze_embedding: bool
 
@@ -261,6 +263,13 @@ class ReferenceTrainer:
             name: (np.zeros_like(value), np.zeros_like(value))
             for name, value in self.parameters().items()
         }
+
+    def schedule(self, step: int) -> float:
+        """Return the rate of AdamW in a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * max(self.floor, (step + 1) / self.warmup)
+        turn = np.pi * (step - self.warmup) / (self.total - 1 - self.warmup)
+        return self.lr * float(self.floor + (1.0 - self.floor) * (0.5 + 0.5 * np.cos(turn)))
 
     def parameters(self) -> Named:
         """Return the live tensors by name: embedding, layers.0.A_log, ..., prototypes."""

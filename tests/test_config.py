@@ -203,9 +203,12 @@ def test_the_nearest_name_is_suggested():
 def test_names_are_those_of_the_registries():
     from typing import get_args
 
+    from spherescan.data import NEGATIVES
     from spherescan.losses import PROTOTYPE_LOSSES
     from spherescan.nn import MIXERS, POOLING_NAMES
     from spherescan.nn.prototypes import INITS
+    from spherescan.surgery import AGGREGATORS, WEIGHTINGS
+    from spherescan.train.local import LOCAL_LOSSES
 
     fields = dict(settings())
     pooling = get_args(fields["model.pooling"].annotation)[0]
@@ -214,6 +217,10 @@ def test_names_are_those_of_the_registries():
         ("model.mixer", MIXERS),
         ("prototypes.loss", PROTOTYPE_LOSSES),
         ("prototypes.init", INITS),
+        ("local.loss", {"none", *LOCAL_LOSSES}),
+        ("local.negatives", {"wrong_label", *NEGATIVES}),
+        ("surgery.aggregator", AGGREGATORS),
+        ("surgery.weighting", WEIGHTINGS),
     ):
         assert sorted(get_args(fields[key].annotation)) == sorted(registry)
 

@@ -11,8 +11,10 @@ from spherescan.data import Batch
 from spherescan.errors import CheckpointError, ConfigError, NonFiniteError, RunDirectoryError
 from spherescan.inference import Predictor
 from spherescan.runs import read_metrics
+from spherescan.surgery import EqualWeights, sum_gradients
 from spherescan.train import Reporter, hybrid_step, resume, start
-from spherescan.train.local import HeadLoss, Passage
+from spherescan.train.local import LOCAL_LOSSES, HeadLoss, Passage
+from spherescan.train.merge import Merger
 from tests.tolerances import assert_close
 from tests.train import test_training
 
@@ -146,6 +148,39 @@ def test_groups_learn_by_the_loss_at_their_end(tmp_path, series):
     _, middle, last = losses(trainer, batch, cuts=(2,))
     del trainer.model.local_heads["0"]
     assert_same_gradients(found, expected_gradients(trainer, middle + last))
+
+
+@pytest.mark.parametrize("loss", LOCAL_LOSSES)
+def test_a_block_learns_from_what_it_computes_and_nothing_above(tmp_path, series, loss):
+    """Every local loss: all parameters of each block, and the same whatever lies above them."""
+    settings = {"local.loss": loss, "local.mode": "detached"}
+    found = []
+    for above in (1.0, 3.0):
+        trainer = trainer_for(tmp_path, series, settings, f"run-{above}")
+        with torch.no_grad():
+            for parameter in trainer.model.layers[2].parameters():
+                parameter.mul_(above)
+        found.append(gradients(trainer)[1])
+    names = {n for n, _ in trainer.model.named_parameters() if n.startswith("layers.")}
+    if loss == "rust_trainer":
+        names = {name for name in names if name.endswith(".D")}
+        assert found[0].keys() == names
+    assert {name for name in names if bool(found[0][name].any())} == names
+    below = [name for name in names if not name.startswith("layers.2.")]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in below)
+
+
+@pytest.mark.parametrize("settings", [{}, {"local.loss": "goodness"}])
+def test_the_local_loss_of_a_step_has_no_loss_of_the_task(tmp_path, series, settings):
+    """It means the same in a local step, where the last block learns by the loss of the task."""
+    settings = HEADS | {"surgery.backprop_every": "2"} | settings
+    trainer = trainer_for(tmp_path, series, settings)
+    batch = next(trainer.problem.stream)
+    local, joint = step(trainer, batch, 0), step(trainer, batch, 1)
+    trainer.close()
+    assert (local.loss, joint.loss is None) == (None, False)
+    assert local.local_loss == pytest.approx(joint.local_loss, rel=1e-5)
+    assert local.groups[-1].local_loss is not None
 
 
 @pytest.mark.parametrize("mode", ["deep", "surgery"])
@@ -324,8 +359,11 @@ def test_a_local_step_holds_the_activations_of_one_block(tmp_path, series):
 
 
 def test_recomputing_holds_little_more_than_one_block(tmp_path, series):
-    plain = most_kept(tmp_path, series, HEADS, 6)
-    assert most_kept(tmp_path, series, HEADS | {"run.recompute": "true"}, 6) < 0.35 * plain
+    plain = most_kept(tmp_path, series, {}, 6)
+    assert most_kept(tmp_path, series, {"run.recompute": "true"}, 6) < 0.35 * plain
+    assert most_kept(tmp_path, series, HEADS, 6) < 0.35 * plain  # the default of "deep"
+    assert most_kept(tmp_path, series, HEADS | {"run.recompute": "false"}, 6) > plain
+    assert most_kept(tmp_path, series, MODES["surgery"], 6) > plain
 
 
 def test_each_parameter_counts_its_own_updates(tmp_path, series):
@@ -368,6 +406,41 @@ def test_a_skipped_step_leaves_the_state_of_mergers_alone(tmp_path, series):
     assert [merger.state_dict() for merger in trainer.mergers] == before
     assert all(torch.equal(value, trainer._tensors()[name]) for name, value in moments.items())
     trainer.close()
+
+
+@pytest.mark.parametrize("mode", ["gradnorm", "gradvac"])
+def test_gradients_too_long_for_float32_are_not_finite(tmp_path, series, mode):
+    """Each element is finite, so that only the length tells; nothing may change by such a step."""
+    trainer = trainer_for(tmp_path, series, MODES[mode] | {"run.recompute": "false"})
+    trainer.fit(2)
+    before = [merger.state_dict() for merger in trainer.mergers]
+    trainer.rule = dataclasses.replace(trainer.rule, weight=1e30)
+    assert step(trainer).updated is False
+    gradient = trainer.model.layers[0].mixer.out_proj.weight.grad
+    assert bool(gradient.isfinite().all())
+    assert [merger.state_dict() for merger in trainer.mergers] == before
+    trainer.close()
+
+
+@pytest.mark.parametrize("scale", [1e-17, 1.0, 1e17])
+def test_the_angle_of_gradients_of_any_length(scale):
+    merger = Merger(sum_gradients, EqualWeights())
+    first, second = torch.tensor([3.0, 4.0]) * scale, torch.tensor([-3.0, -4.0]) * scale
+    assert merger([first], [second], (1.0, 1.0))[1].cosine == pytest.approx(-1.0)
+    assert merger([first], [0 * first], (1.0, 1.0))[1].cosine == 0.0
+
+
+def test_any_function_of_the_rows_is_an_aggregator(tmp_path, series):
+    trainer = trainer_for(tmp_path, series, MODES["surgery"])
+    trainer.mergers = [
+        Merger(lambda jacobian: 2 * jacobian[0], EqualWeights()) for _ in trainer.mergers
+    ]
+    batch, found = gradients(trainer)
+    *local, _ = losses(trainer, batch, cuts=(1, 2))
+    own = expected_gradients(trainer, sum(local))
+    for name in own:
+        if name.startswith("layers."):
+            assert_close(found[name], 2 * own[name], what=name)
 
 
 @pytest.mark.parametrize("mode", ["detached", "deep", "surgery"])
@@ -557,6 +630,7 @@ REFUSED = [
     ({**HEADS, "surgery.backprop_every": "0"}, r"surgery\.backprop_every is 0; it should be"),
     ({**HEADS, "surgery.aggregator": "pcgrad"}, r'only .* local\.mode = "surgery"'),
     ({**HEADS, "local.lr": "1e-4"}, r"local\.lr is 0\.0001; .* when some steps are local"),
+    (MODES["detached"] | {"local.update": "sgd"}, r'only with local\.loss = "rust_trainer"'),
     ({**HEADS, "local.mode": "detached", "local.group": "2"}, r"local\.group is 2"),
     (
         {**HEADS, "local.group": "2", "local.stop_gradient_every": "3"},
@@ -592,6 +666,11 @@ REFUSED = [
         "give append, prepend, insert:N or specific",
     ),
     ({"grow.layers": "5", "grow.at_step": "12"}, "the run ends at step 12"),
+    (MODES["goodness"] | {"grow.layers": "4"}, "new ones add zero, .* they would never learn"),
+    (
+        MODES["goodness"] | {"local.mode": "grouped", "local.group": "2", "grow.layers": "6"},
+        "new ones add zero",
+    ),
     (
         {
             "grow.layers": "5",

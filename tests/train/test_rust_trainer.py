@@ -1,6 +1,7 @@
 """The preset rust-trainer against an independent implementation in NumPy."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from spherescan.config import load_config, parse_config, rust_trainer
 from spherescan.errors import ConfigError, DataError
 from spherescan.inference import Predictor
 from spherescan.runs import read_metrics
-from spherescan.train import Reporter, learning_rate, resume, start
-from tests.rust_trainer_reference import Layer, ReferenceTrainer
+from spherescan.train import Reporter, resume, start
+from tests.rust_trainer_reference import Layer, ReferenceTrainer, expand, new_positions
 
 TINY = {
     "d-model": "6",
@@ -114,15 +115,15 @@ def test_fifty_steps_equal_the_reference(tmp_path, method, flags, frozen):
             parameter.mul_(1.0 if name.endswith("D") else 20.0)
     optim, local, surgery = trainer.config.optim, trainer.config.local, trainer.config.surgery
     embedding, layers, prototypes = as_theirs(model)
+    placement = flags.get("placement", "specific:1,3,4,5")
+    positions = new_positions(placement, n_base=2, n_target=len(layers)) if len(layers) > 2 else []
+    base = [layer for index, layer in enumerate(layers) if index not in positions]
     reference = ReferenceTrainer(
-        embedding, layers, prototypes,
+        embedding, expand(base, positions) if positions else base, prototypes,
         method=method, lr=optim.lr, ff_lr=local.lr, cadence=surgery.backprop_every,
         epsilon=surgery.rust_epsilon, alpha=surgery.rust_alpha, lam=surgery.rust_lambda,
         weight_decay=optim.weight_decay, grad_clip=optim.grad_clip,
-        schedule=lambda step: learning_rate(
-            step, lr=optim.lr, warmup_steps=optim.warmup_steps, total_steps=50,
-            min_scale=optim.min_lr_scale,
-        ),
+        warmup=int(flags.get("lr-warmup-steps", 0)), total=50, floor=0.1,
         frozen_layers=frozen, freeze_embedding=trainer.config.freeze.embedding,
     )  # fmt: skip
     position = trainer.problem.stream.state_dict()
@@ -157,6 +158,21 @@ def test_fifty_steps_equal_the_reference(tmp_path, method, flags, frozen):
     # The test would say little if surgery had nothing to do.
     assert sum(wanted["conflicts"] for wanted in expected) > 0
     assert any(max(wanted["ff_losses"]) > 0 for wanted in expected)
+
+
+def test_a_rollback_halves_what_the_local_gradient_adds(tmp_path, monkeypatch):
+    trainer = trainer_for(tmp_path, {"bp-cadence-steps": "1"})
+    trainer.guard.lr_scale = 0.5
+    given, take = {}, sys.modules["spherescan.train.trainer"].hybrid_step
+
+    def recorded(*args, **options):
+        given.update(options)
+        return take(*args, **options)
+
+    monkeypatch.setattr(sys.modules["spherescan.train.trainer"], "hybrid_step", recorded)
+    trainer.fit(3)
+    trainer.close()
+    assert given["lr"] * given["local_scale"] == pytest.approx(0.5 * trainer.config.local.lr)
 
 
 def test_one_layer_of_six_learns_as_in_that_program(tmp_path):

@@ -130,6 +130,7 @@ def _effects_of_local(config: RunConfig) -> list[_Only]:
         # Of a merged step it is the factor of the local gradient, for a method of rust_trainer.
         _Only(alone or (merged and _merges_as_rust(config)), steps, ("local.lr",)),
         _Only(alone, steps, ("local.update",)),
+        _Only(local.loss == "rust_trainer", 'with local.loss = "rust_trainer"', ("local.update",)),
         _Only(_compares(local), "with a goodness loss", ("local.negatives",)),
         _Only(local.loss == "goodness", 'with local.loss = "goodness"', ("local.threshold",)),
         _Only(local.loss == "symmetric_goodness", "with symmetric_goodness", ("local.alpha",)),
@@ -210,6 +211,15 @@ def _check_local_groups(config: RunConfig) -> None:
         raise ValueError(
             f"local.group is {local.group} and the model has {depth} blocks: no block would have "
             "a local loss; give more blocks, or a smaller group"
+        )
+    alive = set(range(depth)) - set(config.new_positions())
+    apart = local.mode in {"detached", "grouped"} and config.grow.init == "identity"
+    groups = (range(first, first + local.group) for first in range(0, depth, local.group))
+    if _compares(local) and apart and any(alive.isdisjoint(blocks) for blocks in groups):
+        raise ValueError(
+            f'local.loss = "{local.loss}" raises the square of what a group of blocks adds; '
+            f'new ones add zero, so in local.mode = "{local.mode}" they would never learn: choose '
+            '"deep" or "surgery", or another local.loss'
         )
     if local.stop_gradient_every % local.group:
         raise ValueError(

@@ -254,7 +254,7 @@ class GrowConfig(Section):
 
 
 class FreezeConfig(Section):
-    """What is not trained."""
+    """What is not trained from `grow.at_step` on."""
 
     blocks: Name = "none"
     """Blocks of the grown model: none, first:N, or indices:I,J,... from 0."""
@@ -295,8 +295,9 @@ class RunSection(Section):
     """Folder of the run; a new one below runs/ when missing."""
     steps: Count = 600
     """Training steps."""
-    recompute: bool = False
-    """Whether to compute the inside of each block again in the backward pass: less memory."""
+    recompute: bool | None = None
+    """Whether to compute the inside of each block again in the backward pass: less memory. When
+    missing, with a local.loss in local.mode = "deep"."""
     seed: CountOrZero = 0
     """Seed of everything random."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -341,6 +342,12 @@ class RunConfig(Section):
 
         check(self)
         return self
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the inside of each block is computed again in the backward pass."""
+        deep = self.local.loss != "none" and self.local.mode == "deep"
+        return deep if self.run.recompute is None else self.run.recompute
 
     @property
     def n_layers_grown(self) -> int:

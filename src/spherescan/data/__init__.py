@@ -22,9 +22,8 @@ from spherescan.data.table import SeriesTable
 from spherescan.data.task import Task
 from spherescan.data.tokens import TokenData
 
-# How real data is turned into data that is wrong on purpose.
+# How real data is made wrong on purpose; labels are by `wrong_label`.
 NEGATIVES: dict[str, Callable[..., Tensor]] = {
-    "wrong_label": wrong_label,
     "shuffled_segments": shuffled_segments,
     "time_shift": time_shift,
     "rust_trainer": rust_trainer_negative,

@@ -60,7 +60,7 @@ def time_shift(
 
 
 def rust_trainer_negative(
-    x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]
+    x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"], *, generator: Generator | None = None
 ) -> Float[Tensor, "b l m"]:
     """Return the negative of rust_trainer 0.1.4: one step late, every second sign turned.
 
@@ -69,7 +69,9 @@ def rust_trainer_negative(
     Args:
         x: What enters a block.
         mask: True on real positions; l counts them, and padding stays where it is.
+        generator: Not used: nothing is drawn.
     """
+    del generator
     parity = torch.arange(x.shape[1])[:, None] + torch.arange(x.shape[2])
     position = torch.arange(x.shape[1]).expand(x.shape[:2])
     before = (position - 1) % mask.sum(1, keepdim=True).clamp(min=1)

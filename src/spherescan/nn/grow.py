@@ -31,8 +31,8 @@ def insert_blocks(
         at: Positions of the new blocks in the model as it will be, ascending.
         local_heads: Blocks of the grown model that have a local head; those that had one keep it,
             and no other gets one, when missing.
-        init: "identity", or "rust_trainer": all weights zero, as that program did. No gradient
-            ever reaches such a block.
+        init: "identity", or "rust_trainer": all weights zero, as that program did. Such a block
+            never adds anything: no gradient reaches a weight that could change that.
         generator: Source of the new weights.
 
     Raises:

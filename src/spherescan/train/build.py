@@ -305,7 +305,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
         load_base(model, base, Path(str(config.grow.base)), local_loss=config.local.loss)
     if place and config.grow.layers is not None and config.grow.at_step == 0:
         grow(model, config)
-    model.recompute = config.run.recompute
+    model.recompute = config.recomputes
     return problem, model
 
 

@@ -140,10 +140,9 @@ def learn_merged(
     }
     _backward(tops)
     losses = [float(loss.detach()) for pair in pairs.values() for loss in pair]
-    gradients: list[Tensor | None] = [g for each in local.values() for g in each]
-    gradients += [p.grad for p in model.parameters()]
-    found = [g for g in gradients if g is not None]
-    if not all(map(math.isfinite, losses)) or not all(bool(g.isfinite().all()) for g in found):
+    lengths = [norm_of(g for each in local.values() for g in each)]
+    lengths.append(norm_of(p.grad for p in model.parameters()))
+    if not all(map(math.isfinite, [*losses, *lengths])):
         return _unmerged(done, reached, local)
     for number, own in local.items():
         parameters = reached[number]
@@ -154,6 +153,14 @@ def learn_merged(
         for parameter, value in zip(parameters, merged, strict=True):
             parameter.grad = value
     return done
+
+
+def norm_of(tensors: Iterable[Tensor | None]) -> float:
+    """Return the Euclidean norm of all of them together; NaN or infinite when one of them is."""
+    found = [tensor for tensor in tensors if tensor is not None]
+    if not found:
+        return 0.0
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found))))
 
 
 def _unmerged(

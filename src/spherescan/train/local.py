@@ -10,6 +10,7 @@ The three kinds share one shape:
 Letters: b batch, l length, m model width.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,9 +18,16 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from spherescan.config import RunConfig
 from spherescan.data import NEGATIVES, Batch, rust_trainer_negative, wrong_label
 from spherescan.data.order import derived_seed
-from spherescan.losses import goodness, local_cross_entropy, rust_trainer_loss
+from spherescan.losses import (
+    goodness,
+    goodness_loss,
+    local_cross_entropy,
+    rust_trainer_loss,
+    symmetric_goodness_loss,
+)
 from spherescan.nn import SequenceModel
 from spherescan.train.objective import Objective
 
@@ -108,13 +116,11 @@ class Goodness:
         x, batch = passing.x, passing.batch
         generator = Generator().manual_seed(derived_seed(self.seed, "negatives", passing.step))
         positive = negative = x
-        if self.negatives == "wrong_label":
+        if self.negatives == "wrong_label":  # the label is in the real stream too
             wrong = wrong_label(batch.targets, n_classes=self.n_classes, generator=generator)
             labels = self._label_vectors(x)
             positive = x + labels[batch.targets][:, None]
             negative = x + labels[wrong][:, None]
-        elif self.negatives == "rust_trainer":
-            negative = rust_trainer_negative(x, batch.mask)
         else:
             negative = NEGATIVES[self.negatives](x, batch.mask, generator=generator)
         reset = None if batch.reset is None else batch.reset.repeat(3, 1)
@@ -167,3 +173,38 @@ class RustTrainer:
 
 
 LocalLoss = HeadLoss | Goodness | RustTrainer
+
+
+def _head_loss(config: RunConfig, objective: Objective) -> HeadLoss:
+    return HeadLoss(objective, config.local.loss)
+
+
+def _goodness(config: RunConfig, objective: Objective) -> Goodness:
+    threshold = config.local.threshold * config.model.d_model
+    return _comparing(functools.partial(goodness_loss, threshold=threshold), config, objective)
+
+
+def _symmetric_goodness(config: RunConfig, objective: Objective) -> Goodness:
+    alpha = config.local.alpha / config.model.d_model
+    return _comparing(functools.partial(symmetric_goodness_loss, alpha=alpha), config, objective)
+
+
+def _comparing(
+    compare: Callable[[Tensor, Tensor], Tensor], config: RunConfig, objective: Objective
+) -> Goodness:
+    n_classes = len(objective.task.class_names)
+    return Goodness(compare, config.local.negatives, n_classes, config.run.seed)
+
+
+def _rust_trainer(config: RunConfig, objective: Objective) -> RustTrainer:
+    del config, objective
+    return RustTrainer()
+
+
+LOCAL_LOSSES: dict[str, Callable[[RunConfig, Objective], LocalLoss]] = {
+    "prototype": _head_loss,
+    "cross_entropy": _head_loss,
+    "goodness": _goodness,
+    "symmetric_goodness": _symmetric_goodness,
+    "rust_trainer": _rust_trainer,
+}

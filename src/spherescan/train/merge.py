@@ -12,9 +12,6 @@ from torch import Tensor
 
 from spherescan.surgery import EqualWeights, GradNorm, GradVac
 
-# Of which cosine and weights are reported: 0 / 0 has no angle.
-_TINY = 1e-30
-
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
@@ -82,14 +79,14 @@ class Merger:
         )
         norms = torch.linalg.vector_norm(jacobian, dim=1)
         weights = self._weights(losses, norms)
-        cosine = torch.dot(jacobian[0], jacobian[1]) / norms.prod().clamp(min=_TINY)
         scale = {"local_scale": local_scale} if self._scaled else {}
         direction = self._aggregate(jacobian * weights.to(jacobian)[:, None], **scale)
         offset = 0
         for index, a, _ in shared:
             merged[index] = direction[offset : offset + a.numel()].view_as(a)
             offset += a.numel()
-        return merged, Meeting(float(cosine), (float(weights[0]), float(weights[1])))
+        cosine = _cosine(jacobian, norms)
+        return merged, Meeting(cosine, (float(weights[0]), float(weights[1])))
 
     def _weights(self, losses: tuple[float, float], norms: Tensor) -> Tensor:
         if isinstance(self._weigh, GradNorm) and not self._weigh.begun and min(losses) <= 0:
@@ -108,3 +105,11 @@ class Merger:
         self._weigh.load_state_dict(state["weighting"])
         if isinstance(self._aggregate, GradVac):
             self._aggregate.load_state_dict(state["aggregator"])
+
+
+def _cosine(jacobian: Tensor, norms: Tensor) -> float:
+    if not bool(norms.all()):
+        return 0.0
+    # One after the other: the product of both lengths leaves the range of float32 before they do.
+    cosine = float(torch.dot(jacobian[0] / norms[0], jacobian[1]) / norms[1])
+    return min(1.0, max(-1.0, cosine))

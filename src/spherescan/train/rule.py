@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spherescan.config import RunConfig
-from spherescan.losses import goodness_loss, symmetric_goodness_loss
 from spherescan.surgery import make_aggregator, make_weighting
-from spherescan.train.local import Goodness, HeadLoss, LocalLoss, RustTrainer
+from spherescan.train.local import LOCAL_LOSSES, LocalLoss
 from spherescan.train.merge import Merger
 from spherescan.train.problem import Problem
 
@@ -63,7 +62,7 @@ def make_rule(config: RunConfig, problem: Problem) -> LearningRule:
     """Return the rule that a configuration asks for."""
     local, surgery = config.local, config.surgery
     return LearningRule(
-        local=_local_loss(config, problem),
+        local=None if local.loss == "none" else LOCAL_LOSSES[local.loss](config, problem.objective),
         mode=local.mode,
         group=local.group,
         stop_gradient_every=local.stop_gradient_every,
@@ -74,28 +73,6 @@ def make_rule(config: RunConfig, problem: Problem) -> LearningRule:
         seed=config.run.seed,
         make_merger=functools.partial(_merger, config),
     )
-
-
-def _local_loss(config: RunConfig, problem: Problem) -> LocalLoss | None:
-    local = config.local
-    width = config.model.d_model
-    comparing = functools.partial(
-        Goodness,
-        negatives=local.negatives,
-        n_classes=len(problem.objective.task.class_names),
-        seed=config.run.seed,
-    )
-    match local.loss:
-        case "none":
-            return None
-        case "prototype" | "cross_entropy":
-            return HeadLoss(problem.objective, local.loss)
-        case "rust_trainer":
-            return RustTrainer()
-        case "goodness":
-            return comparing(functools.partial(goodness_loss, threshold=local.threshold * width))
-        case "symmetric_goodness":
-            return comparing(functools.partial(symmetric_goodness_loss, alpha=local.alpha / width))
 
 
 def _merger(config: RunConfig) -> Merger:

@@ -20,7 +20,14 @@ from torch.optim import AdamW
 from spherescan.data import Batch
 from spherescan.data.order import derived_seed
 from spherescan.nn import SequenceModel
-from spherescan.train.lessons import Lesson, learn_alone, learn_merged, learn_summed, lessons_of
+from spherescan.train.lessons import (
+    Lesson,
+    learn_alone,
+    learn_merged,
+    learn_summed,
+    lessons_of,
+    norm_of,
+)
 from spherescan.train.merge import Merger
 from spherescan.train.objective import Objective
 from spherescan.train.optim import set_step_count
@@ -59,7 +66,8 @@ class StepMetrics:
 
     Attributes:
         loss: Mean loss of the task over the scored items; None in a step without backpropagation.
-        local_loss: Mean of the local losses of all groups; None without local learning.
+        local_loss: Mean of the local losses; None without any. That of the task, by which the last
+            group may learn, is not among them.
         quality: Mean quality, see `Scores`; None when the model was not read out.
         grad_norm: Over all trained parameters.
         grad_norm_embedding: Over the embedding.
@@ -154,7 +162,7 @@ def hybrid_step(
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all gradients together; NaN or infinite when one of them is."""
-    return _norm([p.grad for p in parameters if p.grad is not None])
+    return norm_of(p.grad for p in parameters)
 
 
 def _measure(
@@ -163,10 +171,10 @@ def _measure(
     main = lessons[-1].scores
     loss = None if main is None else main.mean_loss.item()
     groups = [_describe(model, lesson) for lesson in lessons] if local else []
+    local_losses = [group.local_loss for group in groups if group.local_loss is not None]
     if groups and not joined and groups[-1].local_loss is None:
         # The last group learned by the loss of the task, and nothing below it did.
         groups[-1] = replace(groups[-1], local_loss=loss)
-    local_losses = [group.local_loss for group in groups if group.local_loss is not None]
     norm = gradient_norm(model.parameters())
     return StepMetrics(
         loss=loss if joined else None,
@@ -202,10 +210,5 @@ def _weights(model: SequenceModel, blocks: range) -> list[Tensor]:
 
 
 def _distance(model: SequenceModel, blocks: range, before: list[Tensor]) -> float:
-    return _norm([p.detach() - old for p, old in zip(_trained(model, blocks), before, strict=True)])
-
-
-def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> float:
-    if not tensors:
-        return 0.0
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))))
+    pairs = zip(_trained(model, blocks), before, strict=True)
+    return norm_of(p.detach() - old for p, old in pairs)

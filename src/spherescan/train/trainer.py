@@ -353,7 +353,7 @@ class Trainer:
             lr=lr,
             local_lr=local_lr,
             grad_clip=config.optim.grad_clip,
-            local_scale=self._peak_local_lr / lr if lr else 0.0,
+            local_scale=self.guard.lr_scale * self._peak_local_lr / lr if lr else 0.0,
         )
         joined = self.rule.backprop_joins(counters.step)
         counters.step += 1
