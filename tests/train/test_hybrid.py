@@ -361,9 +361,9 @@ def test_a_local_step_holds_the_activations_of_one_block(tmp_path, series):
 def test_recomputing_holds_little_more_than_one_block(tmp_path, series):
     plain = most_kept(tmp_path, series, {}, 6)
     assert most_kept(tmp_path, series, {"run.recompute": "true"}, 6) < 0.35 * plain
-    assert most_kept(tmp_path, series, HEADS, 6) < 0.35 * plain  # the default of "deep"
-    assert most_kept(tmp_path, series, HEADS | {"run.recompute": "false"}, 6) > plain
-    assert most_kept(tmp_path, series, MODES["surgery"], 6) > plain
+    deep = most_kept(tmp_path, series, HEADS | {"run.recompute": "false"}, 6)
+    assert most_kept(tmp_path, series, HEADS, 6) < 0.35 * deep  # the default of this mode
+    assert min(deep, most_kept(tmp_path, series, MODES["surgery"], 6)) > plain
 
 
 def test_each_parameter_counts_its_own_updates(tmp_path, series):
