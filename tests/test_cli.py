@@ -702,7 +702,7 @@ def test_a_run_of_the_preset_trains_resumes_and_predicts(tmp_path, monkeypatch, 
     ("arguments", "message"),
     [
         (["--preset", "rust"], "invalid choice: 'rust'"),
-        (["--preset", "rust-trainer", "--steps", "x"], "--steps is 'x'; it is a number"),
+        (["--preset", "rust-trainer", "--steps", "x"], "--steps is 'x'; it is a whole number"),
         (["--preset", "rust-trainer", "--stepz", "3"], "did you mean '--steps'?"),
         (["--preset", "rust-trainer"], "no training data"),
         (["--preset", "rust-trainer", "--resume"], "--resume needs --out-dir"),

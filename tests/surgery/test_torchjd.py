@@ -99,6 +99,7 @@ def test_pcgrad(indices):
 @TIERS
 def test_gradvac_over_three_steps(indices, monkeypatch):
     """TorchJD's random orders are made ours; beta is large so that the targets matter."""
+    compared = 0
     for _, jacobian in cases(indices):
         t = len(jacobian)
         if int(torch.linalg.matrix_rank(gram_matrix(jacobian), hermitian=True)) < 2:
@@ -117,6 +118,8 @@ def test_gradvac_over_three_steps(indices, monkeypatch):
             if not expected.isfinite().all():
                 break  # a target of 1 divides by zero there
             assert_same(weights @ step, expected, step, weights)
+            compared += 1
+    assert compared > 1.5 * len(indices)
 
 
 @TIERS
@@ -134,6 +137,7 @@ def test_upgrad(indices):
 
 @TIERS
 def test_imtl_g(indices):
+    compared = 0
     for _, jacobian in cases(indices):
         norms = jacobian.norm(dim=1)
         weights = imtl_g_weights(gram_matrix(jacobian))
@@ -154,14 +158,19 @@ def test_imtl_g(indices):
         else:
             continue
         assert_same(imtl_g(jacobian), expected, jacobian, weights)
+        compared += 1
+    assert compared > 0.9 * len(indices)
 
 
 @TIERS
 def test_aligned_mtl(indices):
+    compared = 0
     for _, jacobian in cases(indices):
         if digits_lost(jacobian) < 1e-7:
             weights = aligned_mtl_weights(gram_matrix(jacobian))
             assert_same(aligned_mtl(jacobian), torchjd.AlignedMTL()(jacobian), jacobian, weights)
+            compared += 1
+    assert compared > 0.8 * len(indices)
 
 
 @TIERS

@@ -210,7 +210,7 @@ def _check_local_groups(config: RunConfig) -> None:
     if local.has_heads and not config.local_heads(depth):
         raise ValueError(
             f"local.group is {local.group} and the model has {depth} blocks: no block would have "
-            "a local loss; give more blocks, or a smaller group"
+            f"a local loss; give more blocks{', or a smaller group' * (local.group > 1)}"
         )
     alive = set(range(depth)) - set(config.new_positions())
     apart = local.mode in {"detached", "grouped"} and config.grow.init == "identity"

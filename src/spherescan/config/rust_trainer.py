@@ -227,9 +227,9 @@ def _check_kind(name: str, value: str | None) -> None:
         good = value in {"true", "false"}
         wanted = "true or false"
     elif re.fullmatch(r"[0-9.e-]+", default):
-        good = re.fullmatch(r"[0-9]+" if default.isdecimal() else _NUMBER, value) is not None
-        good = good or (name == "grad-clip-norm" and re.fullmatch(_NUMBER, value) is not None)
-        wanted = "a number"
+        whole = default.isdecimal() and name != "grad-clip-norm"
+        good = re.fullmatch(r"[0-9]+" if whole else _NUMBER, value) is not None
+        wanted = "a whole number of digits alone" if whole else "a number that is not negative"
     else:
         return
     if not good:
