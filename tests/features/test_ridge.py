@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,41 @@ def test_weights_are_those_of_scikit_learn_left_out_too(seed, n, f, d):
         )
         expected = without.predict(x[i : i + 1].numpy()).reshape(-1)
         np.testing.assert_allclose(fitted.left_out[i], expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "f"), [(60, 90), (60, 60), (60, 12), (61, 1)])
+def test_of_many_samples_the_penalty_is_looked_for_with_some(monkeypatch, n, f, weighted):
+    """By samples and by features, a few rows or columns at a time."""
+    x, target = problem(n + f, n, f, 3)
+    weights = torch.linspace(0.5, 2.0, n).double() if weighted else None
+    each = [ridge(x, target, weights=weights, penalties=[p, p]) for p in sorted(PENALTIES)]
+    module = sys.modules["spherescan.features.ridge"]
+    monkeypatch.setattr(module, "_FEW", 20)
+    monkeypatch.setattr(module, "_AT_ONCE", 7)
+    some = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:20]
+    part = None if weights is None else weights[some]
+    index = sorted(PENALTIES).index(ridge(x[some], target[some], weights=part).penalty)
+    root = torch.ones(n).double() if weights is None else weights.sqrt()
+    errors = [(root[:, None] * (fit.left_out - target))[some].square().sum() for fit in each]
+    begin = index
+    while index + 1 < len(errors) and errors[index + 1] < errors[index]:
+        index += 1
+    while index == begin and index > 0 and errors[index - 1] < errors[index]:
+        index = begin = index - 1
+
+    found = ridge(x, target, weights=weights)
+    assert found.penalty == each[index].penalty
+    for name in ("weight", "bias", "left_out"):
+        torch.testing.assert_close(getattr(found, name), getattr(each[index], name))
+    one = ridge(x, target, weights=weights, penalties=[found.penalty])
+    torch.testing.assert_close(one.left_out, found.left_out)
+
+
+def test_features_beside_which_every_penalty_is_rounding_are_refused():
+    x = 1e12 * torch.ones(30, 40).double().index_fill_(0, torch.arange(15), 0.0)
+    with pytest.raises(ValueError, match="can be told from rounding"):
+        ridge(x, torch.arange(30.0).double()[:, None], penalties=[1e-4])
 
 
 def test_of_equally_good_penalties_the_largest_is_taken():
