@@ -19,6 +19,7 @@ UNWATCHED = (
     "data/test_order_properties.py",
     "estimators/test_conventions.py",
     "estimators/test_familiarity.py",
+    "estimators/test_frames.py::test_single_numbers_and_labels_are_asked_for",
     "estimators/test_missing.py::test_what_scikit_learn_expects",
     "estimators/test_more_classes.py",
     "estimators/test_networks.py::test_a_stream_says_unknown_where_the_classifier_does",

@@ -1,4 +1,4 @@
-"""The commands on the how-to pages, each page in a folder of its own."""
+"""The commands on the how-to pages, each page in a folder of its own, and README's Python."""
 
 import doctest
 import os
@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ PRINT = {
 
 def made_by_the_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the Python of a page until its files are there."""
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(folder))
+    monkeypatch.chdir(folder)
     names: dict[str, object] = {}
     text = (PAGES[0].parent / f"{page}.md").read_text()
     for example in doctest.DocTestParser().get_examples(text):
@@ -58,6 +57,16 @@ def test_the_commands_of_a_page_run_as_they_stand(page, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
     for wanted in PRINT[page]:
         assert wanted in done.stdout, done.stdout
+
+
+def test_the_python_of_the_readme_prints_a_score(capsys):
+    text = (PAGES[0].parents[2] / "README.md").read_text()
+    (script,) = re.findall(r"^```python\n(?!>>>)(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len([line for line in script.splitlines() if line.strip()]) <= 10
+    exec(compile(script, "README.md", "exec"), {})
+    score, unknown = capsys.readouterr().out.splitlines()
+    assert float(score) > 0.98
+    assert unknown == "['unknown']"
 
 
 def test_every_page_with_commands_is_looked_at():

@@ -283,7 +283,7 @@ def _add_uses(add: _Add) -> None:
         "standard input; an empty line begins a new sequence.",
     )
     stream.add_argument("run", type=Path, help="folder of the run")
-    stream.add_argument("data", nargs="?", choices=["-"], default="-", help="standard input")
+    stream.add_argument("data", nargs="?", metavar="-", default="-", help="standard input")
     _add_checkpoint(stream)
     stream.add_argument(
         "--every",
@@ -731,11 +731,16 @@ def _report(options: argparse.Namespace) -> int:
 def _stream(options: argparse.Namespace) -> int:
     if options.every < 1:
         raise ConfigError(f"--every is {options.every}; it must be at least 1")
+    if options.data != "-":
+        raise ConfigError(
+            f"got {options.data!r}; samples come by the standard input, one per line, without "
+            f"header or labels: spherescan stream {options.run} < SAMPLES"
+        )
     _expect_folder("--save", options.save)
     predictor = _load(options)
     import torch
 
-    from spherescan.inference import expect_replaceable
+    from spherescan.runs import expect_replaceable
 
     if options.save is not None:
         expect_replaceable(user_path(options.save, error=CheckpointError))

@@ -15,7 +15,7 @@ from spherescan.errors import DataError
 from spherescan.ops import native, reference, selective_scan
 from spherescan.ops.form import ENVIRONMENT_VARIABLE, selected_form
 from spherescan.ops.linear import onednn_is_faster
-from spherescan.runs import RunStore, inspect_checkpoint
+from spherescan.runs import CheckpointInfo, RunStore, inspect_checkpoint
 
 # Of the self-check: float32 against float64 over a few dozen steps.
 _TOLERANCE = 1e-5
@@ -102,6 +102,8 @@ def _products() -> str:
 
 def _inspect_checkpoint(path: Path) -> dict[str, Any]:
     info = inspect_checkpoint(path)
+    if "estimator" in info.state:
+        return _estimator_facts(path, info)
     counters, task = (_object(info.state, name) for name in ("counters", "task"))
     weights = [t for t in info.tensors if t.name.startswith("model/")]
     return {
@@ -117,6 +119,24 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "best validation loss": counters.get("best_loss"),
         "task": task.get("kind"),
         "weights": sum(_count(t.shape) for t in weights),
+        "tensors": len(info.tensors),
+    }
+
+
+def _estimator_facts(path: Path, info: CheckpointInfo) -> dict[str, Any]:
+    """Return what a saved estimator is, whose file anyone may have written."""
+    state = info.state
+    kept = {name: value for name, value in state.items() if value not in (None, [], "")}
+    shown = ("vocab_size", "channel_names", "n_features", "n_networks", "causal", "missing")
+    labels = state.get("labels")
+    return {
+        "file": str(path),
+        "kind": f"saved {state['estimator']}",
+        "made by": info.created_by,
+        "sha256": info.digest,
+        **({"classes": len(labels), "labels": labels} if isinstance(labels, list) else {}),
+        **{name: kept[name] for name in shown if name in kept},
+        "numbers": sum(_count(t.shape) for t in info.tensors),
         "tensors": len(info.tensors),
     }
 

@@ -4,10 +4,12 @@ import copy
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
 
+from spherescan.errors import CheckpointError
 from spherescan.estimators import SequenceClassifier
 from spherescan.estimators.networks import Networks, NetworkSettings, parts_of
 from tests.estimators.forging import Forger
@@ -160,6 +162,9 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
         other.load_state_dict({**state, "open": torch.zeros(5, 2)})
     with pytest.raises(ValueError, match="not a state"):
         other.load_state_dict({"n_steps": torch.tensor(3)})
+    for wrong in (None, {**state, "n_steps": 11}):
+        with pytest.raises(TypeError, match="holds tensors by name"):
+            other.load_state_dict(wrong)
     for name, value in (
         ("n_steps", torch.tensor(-3)), ("open", state["open"].float()),
         ("0/mixers/0/ssm", 0 * state["0/mixers/0/ssm"] / 0),
@@ -182,7 +187,8 @@ def test_a_stream_goes_on_where_its_state_was_taken(causal):
         (np.ma.masked_all(2), "masked"),
         ([np.ma.masked_all(2), np.ones(2)], "masked"),
         ([1.0, 2.0, 3.0], r"wanted \(2,\)"),
-        ([1.0, np.nan], "not finite"),
+        ([1.0, np.nan], "hold nan in channel 1 at time 0"),
+        (pd.DataFrame({"a": [1.0], "b": ["x"]}), "the column 'b', which holds no numbers"),
         (["a", "b"], "no numbers"),
         (np.zeros((3, 4)), r"shape \(3, 4\)"),
         (np.zeros((2, 3, 4)), "shape"),
@@ -194,6 +200,50 @@ def test_samples_that_are_none_change_nothing(causal, samples, message):
         stream.push(samples)
     assert stream.n_steps == 0
     assert stream.push([0.1, 0.2]).n_steps == 1
+
+
+def test_a_frame_has_channels_in_columns_in_a_stream_too(causal):
+    X, _ = waves(1, seed=4)
+    samples = X[0, :, :2]  # as many as channels
+    answers = [causal.stream().push(each) for each in (samples, pd.DataFrame(samples.T))]
+    assert np.array_equal(answers[0].cosines, answers[1].cosines)
+
+
+def test_a_stream_is_saved_and_restored(causal, tmp_path):
+    X, _ = waves(1, seed=4)
+    stream, other = causal.stream(), causal.stream()
+    for _ in range(2):  # the second one takes the place of the first
+        stream.push(X[0, :, :11])
+        stream.save(tmp_path / "state")
+    other.restore(tmp_path / "state")
+    answers = [each.push(X[0, :, 11:]) for each in (stream, other)]
+    assert np.array_equal(answers[0].cosines, answers[1].cosines)
+    assert other.n_steps == 41
+    causal.save(tmp_path / "causal")
+    with pytest.raises(CheckpointError, match="no state of a stream"):
+        other.restore(tmp_path / "causal")
+    with pytest.raises(CheckpointError, match="not overwritten"):
+        stream.save(tmp_path / "causal")
+    another = SequenceClassifier(**QUICK | {"random_state": 1}, causal=True).fit(*waves()).stream()
+    with pytest.raises(CheckpointError, match="state: the state belongs to a stream of another"):
+        another.restore(tmp_path / "state")
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_networks_learn_whatever_the_caller_has_switched_off(causal, switched_off):
+    X, y = waves()
+    with switched_off():
+        made = SequenceClassifier(**QUICK, causal=True).fit(X, y)
+    np.testing.assert_array_equal(made.decision_function(X), causal.decision_function(X))
+
+
+def test_networks_learn_under_another_default_type():
+    X, y = waves()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert SequenceClassifier(**QUICK, causal=True).fit(X, y).score(X, y) == 1
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_stream_keeps_to_the_fit_that_it_was_made_of():

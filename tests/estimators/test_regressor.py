@@ -33,6 +33,25 @@ def test_it_tells_the_frequency_of_series_of_other_phases_and_lengths(fitted):
     assert np.corrcoef(cross_val_predict(in_pipeline, X, y, cv=3), y)[0, 1] > 0.8
 
 
+def test_more_series_are_learned_as_if_with_the_others(tmp_path):
+    X, y = waves(90)
+    made = SequenceRegressor(n_features=84, random_state=0).partial_fit(X[:50], y[:50])
+    before = made.score(X[50:], y[50:])
+    _, high = made.range_
+    made.partial_fit(X[50:], 3 * y[50:] - 2)
+    assert made.range_[1] > high
+    made = SequenceRegressor(n_features=84, random_state=0).partial_fit(X[:50], y[:50])
+    assert made.partial_fit(X[50:], y[50:]) is made
+    assert made.score(X[50:], y[50:]) > before
+    assert len(made.left_out_predictions_) == 90
+    twice = SequenceRegressor(n_features=84, random_state=0).fit(X[:50], y[:50])
+    twice.partial_fit(X[50:70], y[50:70]).partial_fit(X[70:], y[70:])
+    np.testing.assert_allclose(twice.predict(X), made.predict(X), atol=1e-5)
+    made.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="without the features of its training series"):
+        SequenceRegressor.load(tmp_path / "saved").partial_fit(X, y)
+
+
 def test_predictions_are_cosines_with_the_pole_in_the_range(fitted):
     X, _ = waves(20, seed=2)
     low, high = fitted.range_

@@ -58,10 +58,14 @@ def check_share(share: float, *, of: str) -> None:
     """Refuse what is not strictly between nothing and everything.
 
     Raises:
-        ValueError: Not within 0..1, or at an end.
+        ValueError: No number within 0..1, or at an end.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"{of} is {share}; it must lie between 0 and 1, both excluded")
+    try:
+        within = bool(0 < share < 1)
+    except (TypeError, ValueError):
+        within = False
+    if not within:
+        raise ValueError(f"{of} is {share!r}; it must lie between 0 and 1, both excluded")
 
 
 def check_positive(value: float, *, of: str) -> None:

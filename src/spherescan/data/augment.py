@@ -35,8 +35,8 @@ def augmented(
         Series of the same lengths.
     """
     changed = warped(x, mask, generator=generator)
-    draw = torch.randn(len(x), 1, x.shape[2], generator=generator)
-    noise = torch.randn(x.shape, generator=generator)
+    draw = torch.randn(len(x), 1, x.shape[2], generator=generator, dtype=x.dtype)
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     return changed * (SCALE * draw).exp() + JITTER * deviation * noise
 
 
@@ -83,9 +83,9 @@ def warped(
     """
     batch, length, _ = x.shape
     last = mask.sum(1, keepdim=True).to(x.dtype) - 1
-    knots = (speed * torch.randn(batch, 1, _KNOTS, generator=generator)).exp()
+    knots = (speed * torch.randn(batch, 1, _KNOTS, generator=generator, dtype=x.dtype)).exp()
     # Each series has its own stretch of knots: position t of n lies at t / (n - 1) of it.
-    share = torch.arange(length) / last.clamp(min=1)
+    share = torch.arange(length, dtype=x.dtype) / last.clamp(min=1)
     place = share.clamp(max=1) * (_KNOTS - 1)
     low = place.long().clamp(max=_KNOTS - 2)
     knots = knots[:, 0]
@@ -94,8 +94,8 @@ def warped(
     gone = torch.cumsum((rate[:, 1:] + rate[:, :-1]) / 2, 1)
     gone = torch.cat([gone.new_zeros(batch, 1), gone], 1)
     whole = gone.gather(1, last.long())
-    left = crop * torch.rand(batch, 1, generator=generator)
-    begin = left * torch.rand(batch, 1, generator=generator)
+    left = crop * torch.rand(batch, 1, generator=generator, dtype=x.dtype)
+    begin = left * torch.rand(batch, 1, generator=generator, dtype=x.dtype)
     time = last * (begin + (1 - left) * gone / torch.where(whole > 0, whole, 1.0))
     time = torch.minimum(time, last)
     before = time.long()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags, estimator_html_repr
 from torch import Tensor
@@ -21,7 +22,14 @@ FEATURES = "features."  # begins the names of their tensors in a file
 
 
 # What a fit may leave out, so that an earlier one's would stay.
-_FOUND = ("_fitted", "n_channels_", "n_features_in_", "feature_names_in_", "channel_means_")
+_FOUND = (
+    "_fitted",
+    "n_channels_",
+    "n_features_in_",
+    "feature_names_in_",
+    "channel_names_",
+    "channel_means_",
+)
 
 
 class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -61,7 +69,9 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             if anew:
                 for name in _FOUND:
                     self.__dict__.pop(name, None)
-            yield
+            # Networks learn whatever the caller has switched off for itself.
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
         except BaseException:
             self.__dict__ = before
             raise

@@ -73,10 +73,11 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         n_features: About how many convolution features of the series, at least 84, and as many of
             its differences; Hydra's come on top.
         n_networks: How many state-space models describe the series too, see `Networks`; 0 for none,
-            otherwise at least 2. A ridge on both weighs them; where fixed features do better
-            alone, models are dropped. "auto" is 6 for 500 series or more, or a causal classifier,
-            and 0 for fewer: on training sets of up to 270 series models made no difference, on 500
-            they did. For sequences of tokens it is 6 from 2000 on, by the same measure.
+            otherwise at least 2, and no more than there are series. A ridge on both weighs them;
+            where fixed features do better alone, models are dropped. "auto" is 6 for 500 series or
+            more, or a causal classifier, and 0 for fewer: on training sets of up to 270 series
+            models made no difference, on 500 they did. For sequences of tokens it is 6 from 2000
+            on, by the same measure.
         causal: Whether models read one way and describe the series without fixed features, so that
             `stream` can answer while a series comes in.
         selective: Whether the scan of the models depends on their input.
@@ -194,7 +195,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         if classes is not None and y is not None:
             unknown = set(np.ravel(y).tolist()) - set(np.ravel(classes).tolist())
             if unknown:
-                raise ValueError(f"y has the label {min(unknown)!r}, which classes does not have")
+                strange = min(unknown, key=str)
+                raise ValueError(f"y has the label {strange!r}, which classes does not have")
         if not self.__sklearn_is_fitted__():
             return self.fit(X, y)
         self._expect_settings()
@@ -610,6 +612,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         return self
 
     def _threshold(self, rejection: float, unknown_label: Any) -> float:
+        if np.ndim(unknown_label):
+            raise ValueError(f"unknown_label is {unknown_label!r}; it must be a single label")
         if unknown_label in self.classes_.tolist():
             raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
         return known_threshold(self._fitted.familiarity.left_out, rejection=rejection)

@@ -218,9 +218,13 @@ class SeriesFeatures(nn.Module):
         networks = None if self.networks is None else self.networks.description
         reads_on = networks is not None and not networks.bidirectional
         if (self.fixed is None) != causal or (networks is not None and reads_on != causal):
-            raise ValueError(f"causal is {causal}, and the features are of another estimator")
+            raise ValueError(
+                f"causal is {causal}, and the features are of another estimator; fit it again"
+            )
         if networks is not None and networks.selective != selective:
-            raise ValueError(f"selective is {selective}, and the features are of another estimator")
+            raise ValueError(
+                f"selective is {selective}, and the features are of another estimator; fit it again"
+            )
 
     @property
     def n_features(self) -> int:

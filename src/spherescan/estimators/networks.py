@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from spherescan.allocator import memory_bytes
+from spherescan.features import unit_of
 from spherescan.nn import ModelDescription, SequenceModel
 from spherescan.strict_json import typed
 from spherescan.train.in_memory import Plan, Series, fit_series, steps_for
@@ -187,9 +188,8 @@ class Networks(nn.Module):
         made = cls(NetworkPlan(description, settings.n_networks, stride))
         if vocab_size is None:
             values = x[mask].double()
-            std = values.std(0, correction=0)
             made.channel_mean.copy_(values.mean(0))
-            made.channel_std.copy_(torch.where(std > 0, std, 1.0))
+            made.channel_std.copy_(unit_of(values))
         series = Series(*made.prepared(x, mask), target)
         part = parts_of(target, settings.n_networks, generator=generator)
         left_out = torch.zeros(len(target), dim, dtype=torch.float64)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import sklearn
 import torch
 from jaxtyping import Float
@@ -214,6 +215,9 @@ def _facts(estimator: BaseEstimator, more: Mapping[str, str]) -> dict[str, dict[
 def _code(estimator: BaseEstimator) -> str:
     defaults = type(estimator)().get_params(deep=False)
     changed = {k: v for k, v in estimator.get_params(deep=False).items() if v != defaults[k]}
-    settings: Any = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-    name = type(estimator).__name__
-    return f"from spherescan.estimators import {name}\n\n{name}({settings}).fit(X, y)"
+    values = {k: v.item() if isinstance(v, np.generic) else v for k, v in changed.items()}
+    written = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str | None)}
+    settings: Any = ", ".join(f"{name}={value!r}" for name, value in written.items())
+    name, lost = type(estimator).__name__, sorted(values.keys() - written.keys())
+    note = f"  # and {', '.join(lost)}, which has no text" if lost else ""
+    return f"from spherescan.estimators import {name}\n\n{name}({settings}).fit(X, y){note}"

@@ -57,6 +57,7 @@ class _Fitted:
     target: Float[Tensor, " n"]
     lower: float
     upper: float
+    described: Float[Tensor, "n g"] | None = None
 
     def heights(self, described: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
         """Return how high series lie, before they are seen from the origin."""
@@ -175,6 +176,33 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         """
         with self._all_or_nothing(anew=True):
             return self._fit(X, y)
+
+    def partial_fit(self, X: Any, y: Any) -> "SequenceRegressor":
+        """Fit to these series and all that were given before, as if to all of them at once.
+
+        Kernels, biases, standardisation and networks are those of the first call, so let it be
+        typical. The range of predictions widens with the values.
+
+        Args:
+            X: Series.
+            y: Their values.
+
+        Raises:
+            ValueError: What `fit` refuses, or a regressor that was saved, which is without the
+                features of its training series.
+            TypeError: A setting of another type.
+        """
+        if not self.__sklearn_is_fitted__():
+            return self.fit(X, y)
+        fitted = self._fitted
+        if fitted.described is None:
+            raise ValueError(
+                "this regressor was saved, without the features of its training series; fit it to "
+                "all series again"
+            )
+        more = described(self, fitted.features, X)
+        target = torch.cat([fitted.target, checked_values(more, y)])
+        return self._fit_rows(fitted.features, torch.cat([fitted.described, more]), target)
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the value of each series, of shape (n_cases,)."""
@@ -333,10 +361,19 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             statistics=False,
             generator=generator,
         )
+        return self._fit_rows(features, rows, target)
+
+    def _fit_rows(
+        self, features: SeriesFeatures, rows: Float[Tensor, "n f"], target: Float[Tensor, " n"]
+    ) -> "SequenceRegressor":
+        lower, upper = _range_around(target, margin=_margin_of(self.margin))
+        goal = to_cosine(target, lower=lower, upper=upper)
         fitted = sphere_ridge(features.for_ridge(rows), goal)
         left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
         return self._keep(
-            _Fitted(features, fitted.weight, fitted.bias, left_out, target, lower, upper)
+            _Fitted(
+                features, fitted.weight, fitted.bias, left_out, target, lower, upper, described=rows
+            )
         )
 
     def _keep(self, fitted: _Fitted) -> "SequenceRegressor":

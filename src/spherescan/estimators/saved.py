@@ -47,6 +47,7 @@ class Saved:
     missing: Literal["refuse", "mask"]
     channel_means: tuple[float, ...] | None
     vocab_size: int | None = None
+    channel_names: tuple[str, ...] = ()
 
     @staticmethod
     def common(estimator: BaseEstimator, features: SeriesFeatures, n_series: int) -> dict[str, Any]:
@@ -79,6 +80,7 @@ class Saved:
             "missing": estimator.missing,
             "channel_means": means,
             "vocab_size": features.vocab_size,
+            "channel_names": tuple(getattr(estimator, "channel_names_", ())),
         }
 
     def parameters(self) -> dict[str, Any]:
@@ -114,14 +116,8 @@ class Saved:
         features.expect_kind(causal=self.causal, selective=self.selective)
         if self.length < 1 or self.n_features < 1:
             raise ValueError(f"length is {self.length} and n_features {self.n_features}")
-        n, names = self.n_features_in, self.feature_names
-        if (n is not None and n < 1) or (names and len(names) != n):
-            raise ValueError(f"n_features_in is {n}, with {len(names)} names")
-        if self.n_features_in is not None:
-            estimator.n_features_in_ = self.n_features_in
-        if self.feature_names:
-            estimator.feature_names_in_ = np.array(self.feature_names, dtype=object)
         estimator.n_channels_ = features.n_channels
+        self._restore_names(estimator, features.n_channels)
         if self.vocab_size is not None:
             expect_vocabulary(self.vocab_size)
             if self.missing == "mask":
@@ -131,6 +127,19 @@ class Saved:
             if len(means) != features.n_channels or not np.isfinite(means).all():
                 raise ValueError(f"{len(means)} finite means of {features.n_channels} channels")
             estimator.channel_means_ = means
+
+    def _restore_names(self, estimator: BaseEstimator, n_channels: int) -> None:
+        n, names = self.n_features_in, self.feature_names
+        if (n is not None and n < 1) or (names and len(names) != n):
+            raise ValueError(f"n_features_in is {n}, with {len(names)} names")
+        if self.n_features_in is not None:
+            estimator.n_features_in_ = self.n_features_in
+        if self.feature_names:
+            estimator.feature_names_in_ = np.array(self.feature_names, dtype=object)
+        if self.channel_names:
+            if len(self.channel_names) != n_channels:
+                raise ValueError(f"{len(self.channel_names)} names of {n_channels} channels")
+            estimator.channel_names_ = list(self.channel_names)
 
     def state(self, estimator: str) -> dict[str, Any]:
         """Return it as JSON has it, with the name of the estimator."""

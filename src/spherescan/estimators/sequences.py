@@ -25,6 +25,12 @@ from torch import Generator, Tensor
 
 from spherescan.allocator import memory_bytes
 from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.frames import (
+    expect_channel_names,
+    expect_one_table,
+    is_frame,
+    values_of,
+)
 from spherescan.estimators.settings import (
     expect_vocabulary_of_fit,
     expect_whole,
@@ -34,6 +40,9 @@ from spherescan.features import FixedFeatures, NGrams
 
 # Of new series so many features are held at once.
 _FEATURES_AT_ONCE = 1 << 22
+# That fitting takes for each series and each of `n_features`: as many of differences or of other
+# lengths come on top, and there are copies.
+_FEATURE_BYTES = 24
 
 
 class Padded(NamedTuple):
@@ -114,7 +123,7 @@ def _may_miss(estimator: BaseEstimator) -> bool:
     Raises:
         ValueError: An unknown setting.
     """
-    if estimator.missing not in {"refuse", "mask"}:
+    if estimator.missing not in ("refuse", "mask"):
         raise ValueError(f'missing is {estimator.missing!r}; it must be "refuse" or "mask"')
     return bool(estimator.missing == "mask")
 
@@ -153,7 +162,7 @@ def _series(
     strange = isinstance(X, str | bytes | Mapping | AbstractSet | Iterator)
     if X is None or (strange and not hasattr(X, "toarray")):
         raise ValueError(f"X is of type {type(X).__name__}; give an array or a list of series")
-    given = X.to_numpy() if getattr(X, "ndim", 2) == 1 and hasattr(X, "to_numpy") else X
+    given = X.to_numpy() if len(getattr(X, "shape", ())) == 1 and hasattr(X, "to_numpy") else X
     if isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1:
         given = list(given)  # a column or an array of series
     several = given if isinstance(given, list | tuple) else [given]
@@ -164,6 +173,9 @@ def _series(
     if any(map(has_masked, several)):
         raise ValueError('X has masked values; fill them in, or set missing="mask"')
     given = several if isinstance(given, list | tuple) else several[0]
+    expect_one_table(given)
+    listed = given if isinstance(given, list | tuple) else ()
+    expect_channel_names(estimator, listed, reset=reset)
     series = _ragged(given)
     axes = getattr(given, "ndim", 2)
     if series is None and axes > 3:
@@ -172,10 +184,7 @@ def _series(
             "n_timepoints) or (n_cases, n_timepoints)"
         )
     if series is None and axes != 3:
-        array = validate_data(
-            estimator, given, reset=reset, dtype=np.float64, ensure_all_finite=False
-        )
-        return list(array[:, None, :])
+        return _rows(estimator, given, reset=reset)
     if series is None:
         array = check_array(
             given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=False
@@ -184,6 +193,19 @@ def _series(
             raise ValueError(f"X has the shape {array.shape}; every series needs a value")
         series = list(array)
     return series
+
+
+def _rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
+    """Return the series of a table as scikit-learn has it, each of one channel."""
+    if isinstance(X, list | tuple) and not X:
+        raise ValueError("X is an empty list; give at least one series")
+    try:
+        array = validate_data(estimator, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
+    except ValueError as error:
+        if "features as input" not in str(error):
+            raise
+        raise ValueError(f"{error} Series of other lengths can be given as a list.") from None
+    return list(array[:, None, :])
 
 
 def _padded_tokens(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
@@ -384,6 +406,14 @@ def fitted_features(
         TypeError: A number of features that is no whole number.
     """
     expect_whole("n_features", estimator.n_features)
+    n, wanted = len(batch.x), int(estimator.n_features)
+    if estimator.vocab_size is not None:
+        wanted = min(wanted, int(batch.mask.sum()))  # there are no more runs than tokens
+    if 2 * _FEATURE_BYTES * n * wanted > memory_bytes():
+        raise ValueError(
+            f"n_features is {estimator.n_features}; of {n} series they take more than half of this "
+            "machine's memory: choose fewer, or give fewer series"
+        )
     if estimator.vocab_size is not None:
         ngrams = NGrams(vocabulary_of(estimator), n_features=int(estimator.n_features))
         return ngrams, ngrams.fit(*batch)
@@ -468,8 +498,8 @@ def _shape(values: Any) -> tuple[int, ...] | None:
 
 
 def _one(index: int, values: Any) -> NDArray[np.float64]:
-    if hasattr(values, "columns") and hasattr(values, "to_numpy"):
-        values = values.to_numpy().T  # a data frame has channels in columns
+    if is_frame(values):
+        values = values_of(values, name=f"X[{index}]")
     shape = _shape(values)
     if shape is None:
         raise ValueError(f"X[{index}] has channels of several lengths; all of a series have one")

@@ -3,8 +3,9 @@
 Letters: c channels, l length, k classes, d prototype dimension, f features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from spherescan.errors import CheckpointError
 from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.frames import is_frame, values_of
 from spherescan.estimators.networks import Networks
 from spherescan.estimators.sequences import checked_tokens, has_masked
 from spherescan.features import RunningStatistics
@@ -25,6 +28,7 @@ from spherescan.nn import (
     read_out_stream,
     start_stream,
 )
+from spherescan.runs import read_stream_state, write_stream_state
 
 # Positions that go through the networks at once: it bounds the memory of a push.
 _PIECE = 512
@@ -164,15 +168,40 @@ class SeriesStream(Generic[A]):
             state |= {_STATISTICS + name: tensor for name, tensor in held.items()}
         for index, each in enumerate(self._states):
             state |= {f"{index}/{name}": tensor for name, tensor in each.tensors().items()}
-        return state
+        return {name: tensor.contiguous() for name, tensor in state.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file, which takes the place of an older one at once or not at all.
+
+        Raises:
+            CheckpointError: The path names no file, or one that is no state of a stream.
+            StorageError: The disk refused; an older file is still there.
+        """
+        write_stream_state(path, self.state_dict())
+
+    def restore(self, path: str | Path) -> None:
+        """Go on with the state of a file that `save` wrote; what follows is the same bit for bit.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, of another kind or of another estimator.
+        """
+        tensors = read_stream_state(path)
+        try:
+            self.load_state_dict(tensors)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    def load_state_dict(self, state: Any) -> None:
         """Go on where `state_dict` was taken, of a stream with the same networks.
 
         Raises:
+            TypeError: It holds something else than tensors.
             ValueError: It is of others, or of none; the stream is then as it was before.
         """
         expected = self.state_dict()
+        tensors = state.values() if isinstance(state, Mapping) else [state]
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise TypeError("a state of a stream holds tensors by name, as state_dict returns it")
         if expected.keys() != state.keys():
             names = ", ".join(sorted(expected.keys() ^ state.keys())[:3])
             raise ValueError(f"not a state of a stream of this estimator: it differs in {names}")
@@ -208,6 +237,8 @@ class SeriesStream(Generic[A]):
         n_channels = self._networks.n_channels
         if has_masked(samples):
             raise ValueError("samples have masked values; a stream takes none")
+        if is_frame(samples):
+            samples = values_of(samples, name="what was pushed")
         try:
             values = np.asarray(samples, dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -224,7 +255,11 @@ class SeriesStream(Generic[A]):
                 f"({n_channels}, n_timepoints)"
             )
         if not np.isfinite(values).all():
-            raise ValueError("samples hold a value that is not finite")
+            channel, time = np.argwhere(~np.isfinite(values))[0].tolist()
+            raise ValueError(
+                f"samples hold {values[channel, time]} in channel {channel} at time {time}; a "
+                "stream has nothing to read over it with: leave it out, or push the last value"
+            )
         return self._networks.standardised(torch.from_numpy(values.T.copy()))
 
 

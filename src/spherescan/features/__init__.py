@@ -17,6 +17,7 @@ from spherescan.features.statistics import (
     N_STATISTICS,
     RunningStatistics,
     channel_statistics,
+    unit_of,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "ridge",
     "seen_from_below",
     "sphere_ridge",
+    "unit_of",
 ]

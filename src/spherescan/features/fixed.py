@@ -13,7 +13,12 @@ from torch import Generator, Tensor, nn
 from spherescan.features.hydra import IN_GROUP, Hydra
 from spherescan.features.kernels import TAPS, longest_dilation_exponent
 from spherescan.features.minirocket import MiniRocket
-from spherescan.features.statistics import LEAST_DEVIATION, N_STATISTICS, channel_statistics
+from spherescan.features.statistics import (
+    LEAST_DEVIATION,
+    N_STATISTICS,
+    channel_statistics,
+    unit_of,
+)
 
 _LONGEST = 1 << 40  # of a series; a longer one has no room in a memory
 
@@ -144,9 +149,8 @@ class FixedFeatures(nn.Module):
             generator: Source of the series that MiniRocket's biases come from.
         """
         values = x[mask].double()
-        std = values.std(0, correction=0)
         self.channel_mean.copy_(values.mean(0))
-        self.channel_std.copy_(torch.where(std > 0, std, 1.0))
+        self.channel_std.copy_(unit_of(values))
         series, differences = self._views(x, mask)
         self.rocket.fit(*series, generator=generator)
         self.rocket_of_differences.fit(*differences, generator=generator)

@@ -15,6 +15,8 @@ N_STATISTICS = 4  # of each channel
 # counts, and values in units of a channel's deviation; what differs by less than this is rounding
 # of the data, such as the mean of series that were normalised one by one.
 LEAST_DEVIATION = 1e-2
+# The square root of the smallest normal number, and some room.
+_LEAST_UNIT = 1e-140
 # A channel that never moves has no spread to take the logarithm of.
 _NO_SPREAD = 1e-6
 
@@ -44,6 +46,20 @@ def channel_statistics(
         ],
         1,
     )
+
+
+def unit_of(values: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
+    """Return the standard deviation of each channel in float64; 1 of one that never moves."""
+    wide = values.double()
+    deviation = wide.std(0, correction=0)
+    if bool((deviation >= _LEAST_UNIT).all()):
+        return deviation
+    # Squares of values so small have lost their digits.
+    apart = (wide - wide.mean(0)).abs()
+    largest = apart.amax(0).clamp(min=torch.finfo(torch.float64).tiny)
+    scaled = largest * (apart / largest).square().mean(0).sqrt()
+    found = torch.where(deviation >= _LEAST_UNIT, deviation, scaled)
+    return torch.where(found >= torch.finfo(torch.float64).tiny, found, 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

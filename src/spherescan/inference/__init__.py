@@ -2,6 +2,6 @@
 
 from spherescan.inference.lines import answer_lines
 from spherescan.inference.predictor import Predictor, Which
-from spherescan.inference.stream import Prediction, Stream, expect_replaceable
+from spherescan.inference.stream import Prediction, Stream
 
-__all__ = ["Prediction", "Predictor", "Stream", "Which", "answer_lines", "expect_replaceable"]
+__all__ = ["Prediction", "Predictor", "Stream", "Which", "answer_lines"]

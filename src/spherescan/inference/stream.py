@@ -3,10 +3,7 @@
 Letters: b batch (always 1), l length, c series channels, k classes.
 """
 
-import os
-import stat
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from spherescan.data import Task
-from spherescan.errors import CheckpointError, ConfigError, DataError, StorageError
+from spherescan.errors import CheckpointError, ConfigError, DataError
 from spherescan.inference.decision import decide, expect_moderate
 from spherescan.nn import (
     ModelDescription,
@@ -28,15 +25,12 @@ from spherescan.nn import (
     read_out_stream,
     start_stream,
 )
-from spherescan.paths import user_path
-from spherescan.runs import Folder, read_checkpoint, write_checkpoint
+from spherescan.runs import read_stream_state, write_stream_state
 
 # Positions that go through the model at once: enough to fill the vector units, and what bounds the
 # memory of a push, however long its chunk is.
 _PIECE = 512
 _N_STEPS, _MODEL = "n_steps", "model"
-# What a file of this kind says of itself.
-_KIND = {"kind": "stream"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: tensors have no single truth value
@@ -183,22 +177,7 @@ class Stream:
             CheckpointError: The path names no file, or one that is no state of a stream.
             StorageError: The disk refused; an older file is still there.
         """
-        path = user_path(path, error=CheckpointError)
-        path = path.parent.resolve() / path.name  # links lead to folders, but not to files
-        expect_replaceable(path)
-        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(8).hex()}")
-        write_checkpoint(temporary, self.state_dict(), _KIND)
-        try:
-            folder = Folder(path.parent)
-            try:
-                folder.rename(temporary.name, path.name)
-                folder.sync()
-            finally:
-                folder.close()
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise StorageError(f"{path} was not written: {error.strerror or error}") from error
+        write_stream_state(path, self.state_dict())
 
     def restore(self, path: str | Path) -> None:
         """Go on with the state of a file that `save` wrote; what follows is the same bit for bit.
@@ -206,12 +185,9 @@ class Stream:
         Raises:
             CheckpointError: The file is missing, damaged, of another kind or of another model.
         """
-        path = user_path(path, error=CheckpointError)
-        saved = read_checkpoint(path)
-        if saved.state != _KIND:
-            raise CheckpointError(f"{path} is no state of a stream")
+        tensors = read_stream_state(path)
         try:
-            self.load_state_dict(saved.tensors)
+            self.load_state_dict(tensors)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
 
@@ -243,31 +219,6 @@ class Stream:
         if self._scale is None:
             return cosines.max().item()
         return torch.softmax(self._scale * cosines, dim=1).max().item()
-
-
-def expect_replaceable(path: Path) -> None:
-    """Check a path that a stream is to be saved under.
-
-    Raises:
-        CheckpointError: It names no file, or something that is no state of a stream.
-    """
-    if not path.name:
-        raise CheckpointError(f"{path}: names no file")
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return
-    if stat.S_ISLNK(mode):
-        raise CheckpointError(f"{path} is a symbolic link; give the file itself")
-    try:
-        held = stat.S_ISREG(mode) and read_checkpoint(path).state == _KIND
-    except CheckpointError:
-        held = False
-    if not held:
-        raise CheckpointError(
-            f"{path} holds something that is no state of a stream; not overwritten: choose another "
-            "name"
-        )
 
 
 def _samples(values: Shaped[np.ndarray, "..."], n_channels: int) -> Float[Tensor, "1 l c"]:

@@ -13,6 +13,11 @@ from spherescan.runs.lock import RunLock
 from spherescan.runs.metrics import LogPosition, MetricsLog, expect_metrics, read_metrics
 from spherescan.runs.state import expect_state
 from spherescan.runs.store import RunStore
+from spherescan.runs.stream_state import (
+    expect_replaceable,
+    read_stream_state,
+    write_stream_state,
+)
 
 __all__ = [
     "PATIENCE_SECONDS",
@@ -25,9 +30,12 @@ __all__ = [
     "RunLock",
     "RunStore",
     "expect_metrics",
+    "expect_replaceable",
     "expect_state",
     "inspect_checkpoint",
     "read_checkpoint",
     "read_metrics",
+    "read_stream_state",
     "write_checkpoint",
+    "write_stream_state",
 ]
