@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from spherescan.cli import main
+from spherescan.estimators import SequenceClassifier
 from spherescan.ops import native
 from spherescan.runs import read_checkpoint, read_metrics, write_checkpoint
 from spherescan.train import resume
@@ -421,6 +422,13 @@ def test_inspect_knows_every_kind(run, capsys):
     refused(capsys, ["inspect", "x.docx"], 3, "no such file")
     Path("x.docx").touch()
     refused(capsys, ["inspect", "x.docx"], 3, "unknown kind of file")
+    X = np.random.default_rng(0).standard_normal((8, 2, 12))
+    SequenceClassifier(n_features=84).fit(X, ["no", "yes"] * 4).save("x.safetensors")
+    assert main(["inspect", "x.safetensors", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["labels"]) == ("saved SequenceClassifier", ["no", "yes"])
+    assert facts["missing"] == "refuse"
+    assert main(["inspect", "x.safetensors"]) == 0
     assert main(["inspect", "run"]) == 0
     assert "classification" in capsys.readouterr().out
 

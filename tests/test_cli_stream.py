@@ -141,7 +141,7 @@ def test_numbers_and_tokens(stream, runs, capsys):
         ("", ["waves"], 3, ["ended without a sample"]),
         ("1 7\n", ["tokens"], 3, ["line 1, token 2: 7 is outside the vocabulary of 7"]),
         ("1 2\n", ["waves", "--every", "0"], 2, ["--every is 0"]),
-        ("1 2\n", ["waves", "file.csv"], 2, ["invalid choice: 'file.csv'"]),
+        ("1 2\n", ["waves", "x.csv"], 2, ["got 'x.csv'", "spherescan stream waves < SAMPLES"]),
         ("1 2\n", ["waves", "--checkpoint", "x"], 2, ["best, newest or a step"]),
         ("1 2\n", ["waves", "--checkpoint", "77"], 4, ["has no checkpoint of step 77"]),
         ("1 2\n", ["none"], 4, ["holds no run"]),
@@ -173,6 +173,8 @@ def test_a_saved_stream_goes_on_where_it_was(stream, runs):
         assert code == 0
         _, rest, _ = stream("".join(text[cut:]), "waves", "--restore", "state")
         assert first + rest == whole
+    assert stream("", "waves", "--restore", "state", "--save", "state") == (0, "", "")
+    assert stream("1 2\n", "waves", "--restore", "state")[1].startswith("6\t")
     code, _, err = stream("1\n", "number", "--restore", "state")
     assert code == 4
     assert "state: the state belongs to a stream of another model" in err

@@ -776,10 +776,11 @@ def _answers(
     from spherescan.inference import answer_lines
 
     description, read_line = predictor.description, sys.stdin.buffer.readline
+    goes_on = options.restore is not None  # then nothing may have come since
     lines: Iterable[Any] = (
-        sample_lines(read_line, description.n_channels)
+        sample_lines(read_line, description.n_channels, may_be_none=goes_on)
         if description.n_channels is not None
-        else token_lines(read_line, description.vocab_size or 0)
+        else token_lines(read_line, description.vocab_size or 0, may_be_none=goes_on)
     )
     sequence = 0
     for prediction in answer_lines(stream, lines, every=options.every):

@@ -28,7 +28,9 @@ Line = TypeVar("Line")
 ReadLine = Callable[[int], bytes]
 
 
-def sample_lines(read_line: ReadLine, n_channels: int) -> Iterator[NDArray[np.float32]]:
+def sample_lines(
+    read_line: ReadLine, n_channels: int, *, may_be_none: bool = False
+) -> Iterator[NDArray[np.float32]]:
     """Yield each line as an array of shape (1, channels); an empty one as (0, channels).
 
     Numbers are those of `float64_values`.
@@ -36,10 +38,11 @@ def sample_lines(read_line: ReadLine, n_channels: int) -> Iterator[NDArray[np.fl
     Args:
         read_line: `readline` of a binary file.
         n_channels: How many numbers make a sample.
+        may_be_none: Whether there may be no sample at all.
 
     Raises:
-        DataError: A line that is something else, is too long or cannot be read, or no sample at
-            all; the message names the line, counted from 1.
+        DataError: A line that is something else, is too long or cannot be read, or no sample where
+            there must be one; the message names the line, counted from 1.
     """
 
     def parsed(fields: list[str], place: str) -> NDArray[np.float32]:
@@ -51,15 +54,18 @@ def sample_lines(read_line: ReadLine, n_channels: int) -> Iterator[NDArray[np.fl
         numbers = float32_values(fields, lambda index: f"{place}, number {index + 1}")
         return numbers.reshape(-1, n_channels)
 
-    return _lines(read_line, parsed)
+    return _lines(read_line, parsed, may_be_none=may_be_none)
 
 
-def token_lines(read_line: ReadLine, vocab_size: int) -> Iterator[NDArray[np.int64]]:
+def token_lines(
+    read_line: ReadLine, vocab_size: int, *, may_be_none: bool = False
+) -> Iterator[NDArray[np.int64]]:
     """Yield the tokens of each line; of an empty one none.
 
     Args:
         read_line: `readline` of a binary file.
         vocab_size: Every token must be below it.
+        may_be_none: Whether there may be no token at all.
 
     Raises:
         DataError: As for `sample_lines`, or a token outside the vocabulary.
@@ -81,10 +87,12 @@ def token_lines(read_line: ReadLine, vocab_size: int) -> Iterator[NDArray[np.int
             )
         return tokens
 
-    return _lines(read_line, parsed)
+    return _lines(read_line, parsed, may_be_none=may_be_none)
 
 
-def _lines(read_line: ReadLine, parsed: Callable[[list[str], str], Line]) -> Iterator[Line]:
+def _lines(
+    read_line: ReadLine, parsed: Callable[[list[str], str], Line], *, may_be_none: bool
+) -> Iterator[Line]:
     number = n_filled = 0
     while line := _next_line(read_line, number + 1):
         number += 1
@@ -94,7 +102,7 @@ def _lines(read_line: ReadLine, parsed: Callable[[list[str], str], Line]) -> Ite
         text = line.decode("latin-1").removesuffix("\n").removesuffix("\r").strip(_BLANKS)
         n_filled += bool(text)
         yield parsed(_fields(text), f"{_SOURCE}: line {number}")
-    if not n_filled:
+    if not n_filled and not may_be_none:
         raise DataError(f"{_SOURCE}: ended without a sample; write one per line")
 
 
