@@ -612,7 +612,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         return self
 
     def _threshold(self, rejection: float, unknown_label: Any) -> float:
-        if np.ndim(unknown_label):
+        if isinstance(unknown_label, np.ndarray) and unknown_label.ndim:
             raise ValueError(f"unknown_label is {unknown_label!r}; it must be a single label")
         if unknown_label in self.classes_.tolist():
             raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
