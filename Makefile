@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Of sixteen thousand files Python compiles those that it reads, when it reads them.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
 
@@ -26,7 +28,7 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## speed and memory against everyone else who is installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(INSTALL) --editable ".[bench]"
 	$(BIN)/spherescan bench --json benchmarks/results.json --plot benchmarks/step.svg
 
 sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behaviour sanitizers
@@ -48,6 +50,6 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) torch
+	$(INSTALL) --editable ".[dev]"
 	touch $(STAMP)
