@@ -65,6 +65,7 @@ SMALL_TS = "@classLabel true a b\n@data\n1,2:3,4:a\n5,6:7,8:b\n1,3:3,4:a\n5,9:7,
         (None, ["--run.stpes", "5"], 2, ["'--run.stpes'", "'--run.steps'"]),
         (None, ["--run.steps"], 2, ["--run.steps", "expected one argument"]),
         (None, ["--run.step", "5"], 2, ["unknown argument '--run.step'"]),
+        (None, ["--run.log_every", "5"], 2, ["'--run.log_every'; it is written --run.log-every"]),
         (None, ["--run.steps", "many"], 2, ['run.steps is "many"', "integer"]),
         (None, ["--model.d-model", "-4"], 2, ["model.d_model is -4", "greater than or equal to 1"]),
         (None, [], 2, ["no training data", "--data.train FILE"]),
@@ -130,6 +131,40 @@ def test_a_run_directory_that_holds_a_run(run, capsys):
 def test_a_run_that_is_not_there(here, capsys, verb):
     data = ["x.ts"] if verb == ["predict"] else []
     refused(capsys, [*verb, "none", *data], 4, "none", "holds no run")
+
+
+def test_what_runs_out_is_told(series, monkeypatch, capsys):
+    command = ["train", "--data.train", "train.ts", *FLAGS]
+
+    def starved(*_, **__):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["spherescan.train.trainer"], "hybrid_step", starved)
+        assert main([*command, "--run.dir", "run"]) == 2
+    assert "there was not enough memory; choose a smaller" in capsys.readouterr().err
+    with Path("/dev/full").open("w") as nothing_fits:
+        full = subprocess.run(
+            [sys.executable, "-m", "spherescan", *command, "--print-config"],
+            stdout=nothing_fits,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert full.returncode == 7
+    assert full.stderr == "spherescan: the output could not be written: No space left on device\n"
+
+
+def test_a_class_that_validation_never_sees_is_told(here, capsys):
+    rows = [f"{case},{'rare' if case == 9 else 'usual'},{case}.5" for case in range(20)]
+    Path("x.csv").write_text("\n".join(["case,label,x", *rows, ""]))
+    command = ["train", "--data.train", "x.csv", "--run.dir", "run", *FLAGS]
+    assert main(command) == 0
+    assert "; no series of 'rare' for validation" in capsys.readouterr().out
+    Path("x.csv").write_text("\n".join(["case,label,x", *rows, "20,usual ,1", ""]))
+    refused(capsys, ["train", "--data.train", "x.csv", *FLAGS], 3, "differ by blanks alone")
 
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate", "stream", "report"])

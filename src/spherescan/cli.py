@@ -5,6 +5,7 @@ torch is imported by the verbs that need it, so that help and mistakes answer at
 
 import argparse
 import datetime as dt
+import errno
 import io
 import json
 import os
@@ -35,7 +36,13 @@ from spherescan.config import (
     settings,
     to_toml,
 )
-from spherescan.errors import CheckpointError, ConfigError, DataError, SpherescanError
+from spherescan.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    SpherescanError,
+    StorageError,
+)
 from spherescan.paths import user_path
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         options = _parser(arguments).parse_args(arguments)
         verb: Callable[[argparse.Namespace], int] = options.verb
-        return verb(options)
+        return _flushed(verb(options))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except _Ended as ended:
@@ -70,8 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error, debug=debug)
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the last line of defence: a person, not a program, reads it
-        _complain(error, debug=debug)
-        return 1
+        told = _told(error)
+        _complain(told, debug=debug)
+        return told.exit_code if isinstance(told, SpherescanError) else 1
+
+
+def _flushed(code: int) -> int:
+    """Return an exit code when all output has left: later nobody could tell that it did not."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _told(error: Exception) -> Exception:
+    """Return what it means to a person, where that is known."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
+        return ConfigError(
+            "there was not enough memory; choose a smaller data.batch_size or a smaller model, "
+            "give shorter sequences, or set run.recompute = true"
+        )
+    if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
+        _forget_stdout()
+        return StorageError(f"the output could not be written: {error.strerror}")
+    return error
 
 
 def _forget_stdout() -> None:
@@ -148,6 +177,8 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             flags = [name for name in self._option_string_actions if name != "-h"]
+            if flag.replace("_", "-") in flags:
+                self.error(f"unknown argument {flag!r}; it is written {flag.replace('_', '-')}")
             setting = flag.removeprefix("--").replace("-", "_")
             if flag.startswith("--") and setting in dict(settings()):
                 kept = (

@@ -36,9 +36,9 @@ def inspect(name: str) -> dict[str, Any]:
         return _inspect_checkpoint(store.checkpoint_path(max(store.steps(), default=0)))
     if path.is_dir():
         return _inspect_tokens(path)
-    if path.suffix in SERIES_READERS:
+    if path.suffix.lower() in SERIES_READERS:
         return _inspect_series(path)
-    if path.suffix == ".txt":
+    if path.suffix == ".txt" and path.exists():
         raise DataError(f"{path}: plain integers say nothing of themselves; import them first")
     if not path.exists():
         raise DataError(f"{path}: no such file")

@@ -116,6 +116,12 @@ def class_names(table: SeriesTable) -> tuple[str, ...]:
             f"{table.source}: declares the classes {listed(names)} but has no sequence of "
             f"{listed(missing)}; add some, or remove it from the header"
         )
+    for name in names:
+        if name != name.strip() and name.strip() in names:
+            raise DataError(
+                f"{table.source}: has the classes {name!r} and {name.strip()!r}, which differ by "
+                "blanks alone; make them one"
+            )
     if len(names) < 2:
         raise DataError(f"{table.source}: holds only the class {names[0]!r}; two are needed")
     return names

@@ -26,6 +26,7 @@ from spherescan.data import (
     open_tokens,
     read_series,
 )
+from spherescan.data.formats.quoting import listed
 from spherescan.data.rows import Rows, fixed_sample, row_batches, split_rows
 from spherescan.data.series import (
     Targets,
@@ -223,7 +224,7 @@ def _series(config: RunConfig) -> tuple[Problem, Statistics]:
         fingerprint=digest,
         n_positions=min(map(len, series)),
         counts={"training": len(kept), "validation": len(held_series)},
-        summary=_series_summary(table, task, data, len(kept), len(held_series)),
+        summary=_series_summary(table, task, data, len(kept), held_targets),
     )
     return problem, (mean, std)
 
@@ -246,19 +247,22 @@ def _targets(table: SeriesTable, task: Task) -> Targets:
 
 
 def _series_summary(
-    table: SeriesTable, task: Task, data: DataConfig, n_train: int, n_validation: int
+    table: SeriesTable, task: Task, data: DataConfig, n_train: int, held_targets: Targets
 ) -> str:
     lengths = [len(values) for values in table.series]
     span = str(lengths[0]) if len(set(lengths)) == 1 else f"{min(lengths)} to {max(lengths)}"
     what = f"{len(task.class_names)} classes" if task.class_names else "one number each"
+    seen = set(held_targets.tolist()) if task.class_names else set()
+    unseen = [name for index, name in enumerate(task.class_names) if index not in seen]
     return (
-        f"{n_train} series for training, {n_validation} for validation; "
+        f"{n_train} series for training, {len(held_targets)} for validation; "
         f"{table.n_channels} channels, length {span}, {what}"
         + (
             f"; a batch of {data.batch_size} holds series more than once"
             if data.batch_size > n_train
             else ""
         )
+        + (f"; no series of {listed(unseen)} for validation" if unseen else "")
     )
 
 
