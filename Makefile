@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Of sixteen thousand files Python compiles those that it reads, when it reads them.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
 

@@ -43,6 +43,7 @@ COMPANY = [
     {"local.loss": "goodness"},
     {"local.loss": "symmetric_goodness"},
     {"local.loss": "prototype", "local.mode": "detached"},
+    {"local.loss": "rust_trainer", "local.mode": "detached", "model.expand": "1"},
     {"local.loss": "prototype", "local.mode": "grouped", "model.n_layers": "4"},
     *(SURGERY | {"surgery.aggregator": name} for name in ("cagrad", "rust_pcgrad")),
     *(SURGERY | {"surgery.aggregator": f"rust_{name}"} for name in ("gradnorm", "cagradstep")),

@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return told.exit_code if isinstance(told, SpherescanError) else 1
 
 
-def _flushed(code: int) -> int:
+def _flushed(exit_code: int) -> int:
     """Return an exit code when all output has left: later nobody could tell that it did not."""
     if sys.stdout is not None:
         sys.stdout.flush()
-    return code
+    return exit_code
 
 
 def _told(error: Exception) -> Exception:
