@@ -43,3 +43,11 @@ def memory_bytes() -> int:
         if text.isdecimal():  # not "max"
             found.append(int(text))
     return min(found)
+
+
+def tells_lack_of_memory(error: Exception) -> bool:
+    """Return whether an error is the one that Python, torch or the system has for it."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text
+    )

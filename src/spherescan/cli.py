@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args
 from pydantic.fields import FieldInfo
 
 from spherescan import __version__
-from spherescan.allocator import keep_freed_memory
+from spherescan.allocator import keep_freed_memory, tells_lack_of_memory
 from spherescan.config import (
     CHANGEABLE,
     RunConfig,
@@ -91,8 +91,7 @@ def _flushed(exit_code: int) -> int:
 
 def _told(error: Exception) -> Exception:
     """Return what it means to a person, where that is known."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
+    if tells_lack_of_memory(error):
         return ConfigError(
             "there was not enough memory; choose a smaller data.batch_size or a smaller model, "
             "give shorter sequences, or set run.recompute = true"

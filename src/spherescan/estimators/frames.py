@@ -19,14 +19,15 @@ def values_of(frame: Any, *, name: str) -> NDArray[Any]:
     Raises:
         ValueError: A column that holds no numbers.
     """
-    for column in frame.columns:
+    values = np.asarray(frame.to_numpy())
+    for column in frame.columns if values.dtype.kind not in "biuf" else ():
         try:
             np.asarray(frame[column], dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{name} has the column {column!r}, which holds no numbers ({error}); leave it out"
             ) from None
-    return np.asarray(frame.to_numpy()).T
+    return values.T
 
 
 def expect_one_table(X: Any) -> None:
@@ -61,10 +62,8 @@ def expect_channel_names(estimator: BaseEstimator, series: Sequence[Any], *, res
     Raises:
         ValueError: They are others, or in another order.
     """
-    if reset:
-        vars(estimator).pop("channel_names_", None)
-        if series and is_frame(series[0]):
-            estimator.channel_names_ = list(map(str, series[0].columns))
+    if reset and series and is_frame(series[0]):
+        estimator.channel_names_ = list(map(str, series[0].columns))
     expected = getattr(estimator, "channel_names_", None)
     for index, frame in enumerate(series):
         if expected is None or not is_frame(frame):

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.errors import CheckpointError
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.frames import is_frame, values_of
 from spherescan.estimators.networks import Networks
@@ -28,7 +27,7 @@ from spherescan.nn import (
     read_out_stream,
     start_stream,
 )
-from spherescan.runs import read_stream_state, write_stream_state
+from spherescan.runs import restore_stream_state, write_stream_state
 
 # Positions that go through the networks at once: it bounds the memory of a push.
 _PIECE = 512
@@ -185,11 +184,7 @@ class SeriesStream(Generic[A]):
         Raises:
             CheckpointError: The file is missing, damaged, of another kind or of another estimator.
         """
-        tensors = read_stream_state(path)
-        try:
-            self.load_state_dict(tensors)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        restore_stream_state(path, self.load_state_dict)
 
     def load_state_dict(self, state: Any) -> None:
         """Go on where `state_dict` was taken, of a stream with the same networks.

@@ -25,7 +25,7 @@ from spherescan.nn import (
     read_out_stream,
     start_stream,
 )
-from spherescan.runs import read_stream_state, write_stream_state
+from spherescan.runs import restore_stream_state, write_stream_state
 
 # Positions that go through the model at once: enough to fill the vector units, and what bounds the
 # memory of a push, however long its chunk is.
@@ -185,11 +185,7 @@ class Stream:
         Raises:
             CheckpointError: The file is missing, damaged, of another kind or of another model.
         """
-        tensors = read_stream_state(path)
-        try:
-            self.load_state_dict(tensors)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        restore_stream_state(path, self.load_state_dict)
 
     def _checked(self, chunk: ArrayLike) -> Int[Tensor, "1 l"] | Float[Tensor, "1 l c"]:
         try:

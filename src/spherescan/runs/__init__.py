@@ -15,7 +15,7 @@ from spherescan.runs.state import expect_state
 from spherescan.runs.store import RunStore
 from spherescan.runs.stream_state import (
     expect_replaceable,
-    read_stream_state,
+    restore_stream_state,
     write_stream_state,
 )
 
@@ -35,7 +35,7 @@ __all__ = [
     "inspect_checkpoint",
     "read_checkpoint",
     "read_metrics",
-    "read_stream_state",
+    "restore_stream_state",
     "write_checkpoint",
     "write_stream_state",
 ]

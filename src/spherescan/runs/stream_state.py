@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,17 +42,20 @@ def write_stream_state(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         raise StorageError(f"{path} was not written: {error.strerror or error}") from error
 
 
-def read_stream_state(path: str | Path) -> dict[str, Tensor]:
-    """Return what `write_stream_state` wrote.
+def restore_stream_state(path: str | Path, load: Callable[[dict[str, Tensor]], None]) -> None:
+    """Load what `write_stream_state` wrote.
 
     Raises:
-        CheckpointError: The file is missing, damaged or of another kind.
+        CheckpointError: The file is missing, damaged, of another kind, or refused by `load`.
     """
     path = user_path(path, error=CheckpointError)
     saved = read_checkpoint(path)
     if saved.state != _KIND:
         raise CheckpointError(f"{path} is no state of a stream")
-    return saved.tensors
+    try:
+        load(saved.tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def expect_replaceable(path: Path) -> None:

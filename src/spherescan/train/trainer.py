@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from spherescan.allocator import tells_lack_of_memory
 from spherescan.config import RunConfig
 from spherescan.data import Batch
 from spherescan.errors import (
@@ -191,7 +192,7 @@ class Trainer:
         try:
             self._save()
         except (MemoryError, RuntimeError) as error:
-            if not _tells_lack_of_memory(error):
+            if not tells_lack_of_memory(error):
                 raise
             raise StorageError(
                 f"{self.store.checkpoint_path(self.counters.step)} was not written (too little "
@@ -636,11 +637,6 @@ class Trainer:
             "fingerprint": self.problem.fingerprint,
             "metrics": dataclasses.asdict(self._metrics.sync()),
         }
-
-
-def _tells_lack_of_memory(error: Exception) -> bool:
-    """Return whether an error is the one that Python, or torch in its own words, has for it."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _form_of(tensor: Tensor | None) -> str:
