@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from spherescan.cli import main
+from spherescan.data import read_series
 from spherescan.estimators import SequenceClassifier
+from spherescan.inference import Predictor
 from spherescan.ops import native
 from spherescan.runs import read_checkpoint, read_metrics, write_checkpoint
 from spherescan.train import resume
@@ -376,6 +378,46 @@ def test_predict_prints_a_class_per_sequence(run, capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prediction"] for row in rows] == plain
     assert [row["sequence"] for row in rows] == list(range(24))
+    predictor = Predictor.load(run)
+    cosines = predictor.cosines(read_series(Path("train.ts")).series)
+    probabilities = (predictor.config["prototypes"]["scale"] * cosines).softmax(1).amax(1)
+    assert [row["confidence"] for row in rows] == pytest.approx(probabilities.tolist(), rel=1e-6)
+
+
+def test_evaluate_tells_the_recall_of_each_class_the_worst_first(run, capsys):
+    assert main(["predict", "run", "train.ts"]) == 0
+    predicted = capsys.readouterr().out.splitlines()
+    table = read_series(Path("train.ts"))
+    hits = [p == y for p, y in zip(predicted, table.labels, strict=True)]
+    wanted = {
+        name: np.mean([hit for hit, y in zip(hits, table.labels, strict=True) if y == name])
+        for name in table.class_names
+    }
+    assert main(["evaluate", "run", "train.ts", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recall"] == pytest.approx(wanted)
+    assert main(["evaluate", "run", "train.ts"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " recall " in line]
+    assert len(lines) == 3
+    recalls = [float(line.split()[1]) for line in lines]
+    assert recalls == sorted(recalls)
+    assert {line.split()[-1]: r for line, r in zip(lines, recalls, strict=True)} == pytest.approx(
+        wanted, abs=5e-4
+    )
+
+
+def test_evaluate_tells_the_worst_of_many_classes(here, capsys):
+    lines = ["case,label,x"]
+    for case in range(48):
+        lines += [f"{case},class {case % 12},{case % 12 + t / 10}" for t in range(4)]
+    Path("x.csv").write_text("\n".join(lines) + "\n")
+    flags = [*FLAGS, "--data.validation-fraction", "0.25"]
+    assert main(["train", "--data.train", "x.csv", "--run.dir", "run", "--quiet", *flags]) == 0
+    assert main(["evaluate", "run", "x.csv"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("  recall ") == 10
+    assert "no lower of 2 other classes" in out
+    assert main(["evaluate", "run", "x.csv", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["recall"]) == 12
 
 
 def test_train_prints_lines_and_what_to_do_next(series, capsys):

@@ -23,7 +23,7 @@ COMMANDS = {
 PRINT = {
     "sensors": ["\nruns/motor/report.html"],
     "tokens": ["\nruns/notes/report.html", "\n3\t4\t"],
-    "resume": ["step 800 of 800", "step 840 of 840"],
+    "resume": ["step 500 of 500", "step 540 of 540"],
     "deploy": ["threads"],
 }
 

@@ -45,6 +45,9 @@ from spherescan.errors import (
 )
 from spherescan.paths import user_path
 
+# Classes that `evaluate` shows, those it finds worst.
+_FEW = 10
+
 if TYPE_CHECKING:
     from spherescan.data import Task
     from spherescan.inference import Prediction, Predictor, Stream, Which
@@ -693,11 +696,23 @@ def _evaluate(options: argparse.Namespace) -> int:
     moderate = predictor.moderate(batches)
     result = evaluate(predictor.model, moderate, objective_of(predictor.task, config))
     kind = "validation" if options.data is None else "test"
+    names = predictor.task.class_names
+    by_class = [row for row in zip(names, result.right, result.counts, strict=True) if row[2]]
     if options.json:
-        values = {"loss": result.loss, result.score_name: result.score, "n": result.n}
+        values: dict[str, Any] = {
+            "loss": result.loss,
+            result.score_name: result.score,
+            "n": result.n,
+        }
+        if by_class:
+            values["recall"] = {name: right / n for name, right, n in by_class}
         print(json.dumps({"data": options.data, "step": predictor.step, **values}))
         return 0
     print(f"weights of step {predictor.step} of {options.run}")
+    for name, right, n in sorted(by_class, key=lambda row: row[1] / row[2])[:_FEW]:
+        print(f"  recall {right / n:.3f} (n = {n}) of {_on_one_line(name)}")
+    if len(by_class) > _FEW:
+        print(f"  and no lower of {len(by_class) - _FEW} other classes; --json has all")
     unit = " nats per token" if predictor.task.kind == "next_token" else ""
     print(f"{kind} loss {result.loss:.4f}{unit}")
     print(f"{kind} {score_text(result.score_name, result.score, digits=3)} (n = {result.n})")
@@ -708,6 +723,7 @@ def _predict(options: argparse.Namespace) -> int:
     predictor = _load(options)
     from spherescan.data import locate, open_tokens, read_series
     from spherescan.data.series import expect_channels
+    from spherescan.inference import decide
 
     path = locate(options.data)
     names: tuple[str, ...] | None = None
@@ -723,12 +739,14 @@ def _predict(options: argparse.Namespace) -> int:
         n_channels = predictor.description.n_channels
         expect_channels(table, n_channels or 0, predictor.task.channel_names)
         sequences, names = table.series, table.case_names
-    predictions = predictor.predict(sequences)
-    for row, prediction in enumerate(predictions):
+    cosines = predictor.cosines(sequences)
+    sure = predictor.confidences(cosines)
+    for row, prediction in enumerate(decide(predictor.task, cosines)):
         value = prediction if isinstance(prediction, str) else prediction.item()
         case = {} if names is None else {"case": names[row]}
         if options.json:
-            print(json.dumps({"sequence": row, **case, "prediction": value}))
+            more = {} if sure is None else {"confidence": sure[row].item()}
+            print(json.dumps({"sequence": row, **case, "prediction": value, **more}))
         else:
             print(*map(_on_one_line, (*case.values(), value)), sep="\t")
     return 0

@@ -72,3 +72,18 @@ def decide(
             return from_cosine(cosines[:, 0].double(), lower=task.lower, upper=task.upper).numpy()
         case "next_token":
             return cosines.argmax(1).numpy()
+
+
+def confidences(
+    task: Task, cosines: Float[Tensor, "n k"], *, scale: float | None
+) -> Float[Tensor, " n"] | None:
+    """Return how sure each decision is: the largest probability, or else the largest cosine.
+
+    Args:
+        task: What is predicted; of a number there is none.
+        cosines: With every prototype.
+        scale: Of the softmax that the model was trained with, if it was.
+    """
+    if task.kind == "regression":
+        return None
+    return (cosines if scale is None else (scale * cosines).softmax(1)).amax(1)

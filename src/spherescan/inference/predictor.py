@@ -18,7 +18,7 @@ from spherescan.data import Batch, SeriesTable, Task
 from spherescan.data.series import expect_channels, series_batches
 from spherescan.data.tokens import collate_tokens
 from spherescan.errors import CheckpointError, DataError
-from spherescan.inference.decision import decide, expect_moderate
+from spherescan.inference.decision import confidences, decide, expect_moderate
 from spherescan.inference.stream import Stream
 from spherescan.nn import ModelDescription, SequenceModel
 from spherescan.nn.pooling import last_pool
@@ -120,9 +120,21 @@ class Predictor:
         Raises:
             ConfigError: A bidirectional model, or a configuration that is none.
         """
+        return Stream(self.description, self.model, self.task, scale=self._scale())
+
+    def confidences(self, cosines: Float[Tensor, "n k"]) -> Float[Tensor, " n"] | None:
+        """Return how sure each decision is, given what `cosines` returned.
+
+        Returns:
+            The probability of the class or token under the softmax that the model was trained
+            with; without such a scale the largest cosine; None of numbers, which the model gives
+            no probability.
+        """
+        return confidences(self.task, cosines, scale=self._scale())
+
+    def _scale(self) -> float | None:
         prototypes = parse_config(self.config).prototypes
-        scale = prototypes.scale if prototypes.loss == "softmax" else None
-        return Stream(self.description, self.model, self.task, scale=scale)
+        return prototypes.scale if prototypes.loss == "softmax" else None
 
     def cosines(self, sequences: Sequence[ArrayLike]) -> Float[Tensor, "n k"]:
         """Return the cosine of each sequence with each prototype; arguments as of `predict`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spherescan.data import Task
 from spherescan.errors import CheckpointError, ConfigError, DataError
-from spherescan.inference.decision import decide, expect_moderate
+from spherescan.inference.decision import confidences, decide, expect_moderate
 from spherescan.nn import (
     ModelDescription,
     SequenceModel,
@@ -202,19 +202,13 @@ class Stream:
     def _prediction(self, state: StreamState, n_steps: int) -> Prediction:
         cosines = self._model.head(read_out_stream(self._model, state))
         (value,) = decide(self._task, cosines)
+        sure = confidences(self._task, cosines, scale=self._scale)
         return Prediction(
             n_steps,
             value if isinstance(value, str) else value.item(),
-            self._confidence(cosines),
+            None if sure is None else sure.item(),
             cosines[0],
         )
-
-    def _confidence(self, cosines: Float[Tensor, "b k"]) -> float | None:
-        if self._task.kind == "regression":
-            return None
-        if self._scale is None:
-            return cosines.max().item()
-        return torch.softmax(self._scale * cosines, dim=1).max().item()
 
 
 def _samples(values: Shaped[np.ndarray, "..."], n_channels: int) -> Float[Tensor, "1 l c"]:

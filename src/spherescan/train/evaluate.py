@@ -22,12 +22,16 @@ class Evaluation:
             regression.
         score_name: "accuracy" or "rmse".
         n: Number of scored items.
+        counts: How many of them are of each class; empty unless it is a classification.
+        right: How many of those are predicted so.
     """
 
     loss: float
     score: float
     score_name: str
     n: int
+    counts: tuple[int, ...] = ()
+    right: tuple[int, ...] = ()
 
 
 def score_text(name: str, score: float, *, digits: int = 4) -> str:
@@ -48,6 +52,8 @@ def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objectiv
     """
     loss = quality = 0.0
     n = 0
+    n_classes = len(objective.task.class_names)
+    counts, right = torch.zeros(2, n_classes, dtype=torch.int64)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -56,6 +62,10 @@ def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objectiv
             loss += scores.loss.double().sum().item()
             quality += scores.quality.double().sum().item()
             n += scores.loss.numel()
+            if n_classes:
+                counts += torch.bincount(batch.targets, minlength=n_classes)
+                hits = batch.targets[scores.quality > 0]
+                right += torch.bincount(hits, minlength=n_classes)
     model.train(was_training)
     if n == 0:
         raise DataError("nothing to score: no token has a successor in its document")
@@ -65,4 +75,6 @@ def evaluate(model: SequenceModel, batches: Iterable[Batch], objective: Objectiv
         score=math.sqrt(mean) if objective.score_name == "rmse" else mean,
         score_name=objective.score_name,
         n=n,
+        counts=tuple(counts.tolist()),
+        right=tuple(right.tolist()),
     )
