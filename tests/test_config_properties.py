@@ -6,6 +6,7 @@ SPHERESCAN_EXAMPLES says how many are tried.
 import json
 import os
 import tomllib
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -75,24 +76,23 @@ def loaded(flags: dict[str, str]) -> dict[str, object] | None:
         return None
 
 
-def ways_to_change(name: str) -> list[dict[str, str]]:
-    """Return settings that give one of them another value than it has without."""
-    found = []
+def ways_to_change(name: str) -> Iterator[dict[str, str]]:
+    """Yield settings that give one of them another value than it has without."""
     for company in COMPANY:
         before = loaded(company)
+        if name in company or not before:
+            continue
         for text in TEXTS:
             after = loaded(company | {name: text})
-            if name not in company and after and before and after[name] != before[name]:
-                found.append(company | {name: text})
-    return found
+            if after and after[name] != before[name]:
+                yield company | {name: text}
 
 
 # There is one mixer so far.
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "model.mixer"])
 def test_every_flag_changes_its_setting_and_no_other(name, capsys):
-    ways = ways_to_change(name)
-    assert ways, "no value of TEXTS changes it in any company"
-    flags = ways[0]
+    flags = next(ways_to_change(name), None)
+    assert flags, "no value of TEXTS changes it in any company"
     company = {key: text for key, text in flags.items() if key != name}
     before, after = loaded(company), loaded(flags)
     assert {key for key in before if before[key] != after[key]} == {name}

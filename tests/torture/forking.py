@@ -10,8 +10,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spherescan.runs import container, folder
-
 FAILED = 99  # exit code of a child whose work raised
 
 
@@ -69,6 +67,9 @@ def in_child(
     if child == 0:
         os.close(reading)
         if threads:
+            # Whoever saves has it loaded, and others need not wait for torch.
+            from spherescan.runs import container, folder
+
             container._WORTH_A_THREAD = folder.WORTH_A_THREAD = 0
         _live(work, writing, limit, before, quiet=quiet)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -79,7 +79,7 @@ def test_every_operation_can_be_the_last(preloaded):
                 faults.arm(mode, at=at)
                 save()
                 return faults.counted
-            ended = in_child(work)
+            ended = in_child(work, threads=False)
             left = {path.name: path.read_bytes().decode() for path in root.iterdir()}
             for path in root.iterdir():
                 path.unlink()
@@ -107,7 +107,7 @@ def test_every_operation_can_fail_once(preloaded, error):
                 except OSError as failed:
                     return [failed.errno, faults.counted, faults.happened]
                 return [0, faults.counted, faults.happened]
-            ended = in_child(work)
+            ended = in_child(work, threads=False)
             (root / ".tmp").unlink(missing_ok=True)
             return ended.value
         print(json.dumps([attempt(at) for at in range(1, 10)]))
