@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from local_learning import trainer_for
 
-from spherescan.train.step import gradient_norm
+from spherescan.train.lessons import norm_of
 
 STEPS = 1000
 SMALL = {"model__d_model": "16", "model__n_pool_heads": "2"}
@@ -66,7 +66,10 @@ def scores_of(seeds: int, *, folder: Path) -> dict[str, list[float]]:
             trainer.fit()
             score = trainer.evaluate(trainer.problem.validation()).score
             trainer.close()
-            norms = [f"{gradient_norm(layer.parameters()):.1e}" for layer in trainer.model.layers]
+            norms = [
+                f"{norm_of(p.grad for p in layer.parameters()):.1e}"
+                for layer in trainer.model.layers
+            ]
             scores[case].append(score)
             print(f"{case}, seed {seed}: {score:.4f}, gradient norms {' '.join(norms)}", flush=True)
     return scores

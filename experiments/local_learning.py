@@ -267,24 +267,26 @@ def choose(name: str, *, folder: Path) -> None:
             )
 
 
-def table(records: Iterable[dict[str, Any]]) -> None:
-    """Print mean and standard deviation over seeds, and the difference from backpropagation."""
+def table(records: Iterable[dict[str, Any]], *, against: str = "backprop") -> None:
+    """Print mean and standard deviation over seeds, and the difference from one mode."""
     by_case: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = {}
     for record in records:
-        case = (record["set"], record["depth"], record["mode"])
+        scale = record.get("scale", 1.0)
+        mode = record["mode"] if scale == 1 else f"{record['mode']}, {scale:g} of the time"
+        case = (record["set"], record["depth"], mode)
         by_case.setdefault(case, {})[record["seed"]] = record
     for name, depth in sorted({case[:2] for case in by_case}):
-        base = by_case.get((name, depth, "backprop"), {})
+        base = by_case.get((name, depth, against), {})
         print(f"\n{name}, {depth} blocks\n")
         print(
-            "| mode | n | ms a step | steps | peak MB | of backprop | last head | mean of heads "
-            "| last - backprop, paired | one-sided 95 % |"
+            "| mode | n | ms a step | steps | s used | peak MB | of backprop | last head "
+            f"| mean of heads | last - {against}, paired | one-sided 95 % |"
         )
-        print("|---|---|---|---|---|---|---|---|---|---|")
-        for mode in MODES:
-            runs = by_case.get((name, depth, mode), {})
-            if not runs:
-                continue
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        modes = [case[2] for case in by_case if case[:2] == (name, depth)]
+        order = {mode: max(i for i, m in enumerate(MODES) if mode.startswith(m)) for mode in modes}
+        for mode in sorted(modes, key=order.__getitem__):
+            runs = by_case[name, depth, mode]
             some = next(iter(runs.values()))
             share = some["megabytes"] / next(iter(base.values()))["megabytes"] if base else 1.0
             last = spread([100 * run["last"] for run in runs.values()])
@@ -292,9 +294,10 @@ def table(records: Iterable[dict[str, Any]]) -> None:
             both = [100 * (runs[s]["last"] - base[s]["last"]) for s in runs.keys() & base.keys()]
             print(
                 f"| {mode} | {len(runs)} | {1e3 * some['step_seconds']:.0f} | {some['steps']:.0f} "
+                f"| {statistics.mean(run['seconds'] for run in runs.values()):.0f} "
                 f"| {some['megabytes']:.1f} | {share:.0%} | {last} | {mean} "
-                f"| {spread(both) if mode != 'backprop' else ''} "
-                f"| {bound(both) if mode != 'backprop' else ''} |"
+                f"| {spread(both) if mode != against else ''} "
+                f"| {bound(both) if mode != against else ''} |"
             )
         for mode in MODES:
             found = [
@@ -337,6 +340,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds of each run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "local_learning.jsonl")
     parser.add_argument("--table", action="store_true", help="print what is there and stop")
+    parser.add_argument("--against", default="backprop", help="the mode that others differ from")
     parser.add_argument("--choose", action="store_true", help="compare learning rates and stop")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -350,18 +354,18 @@ def main() -> None:
         if not options.table:
             complete(records, options, folder=Path(folder))
     print(f"torch {torch.__version__}, 1 thread")
-    table(records)
+    table(records, against=options.against)
 
 
 def complete(records: list[dict[str, Any]], options: argparse.Namespace, *, folder: Path) -> None:
     """Run what is missing, and write each run down when it has ended."""
-    done = {(r["set"], r["depth"], r["mode"], r["seed"]) for r in records}
+    done = {(r["set"], r["depth"], r["mode"], r["seed"], r.get("scale", 1.0)) for r in records}
     costs: dict[tuple[str, int, str], tuple[float, float]] = {
         (r["set"], r["depth"], r["mode"]): (r["step_seconds"], r["megabytes"]) for r in records
     }
     cases = itertools.product(range(options.seeds), options.sets, options.depths, options.modes)
     for seed, name, depth, mode in cases:
-        if (name, depth, mode, seed) in done or not fits(mode, depth):
+        if (name, depth, mode, seed, options.scale) in done or not fits(mode, depth):
             continue
         if (name, depth, mode) not in costs:
             modes = [each for each in {"backprop", *options.modes} if fits(each, depth)]
@@ -376,7 +380,7 @@ def complete(records: list[dict[str, Any]], options: argparse.Namespace, *, fold
         result = run(name, mode, depth=depth, seed=seed, steps=steps, folder=folder)
         record = {
             "set": name, "depth": depth, "mode": mode, "seed": seed, "steps": steps,
-            "step_seconds": step_seconds, "megabytes": megabytes, **result,
+            "step_seconds": step_seconds, "megabytes": megabytes, "scale": options.scale, **result,
         }  # fmt: skip
         records.append(record)
         with options.out.open("a") as file:

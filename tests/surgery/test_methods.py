@@ -99,7 +99,7 @@ def test_imtl_g_has_equal_projections():
 def test_imtl_g_may_point_against_every_gradient():
     """The sum of three weights can be negative before it is made 1."""
     jacobian = torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, 0.2], [0.05, 0.05, 0.0]])
-    assert (jacobian @ imtl_g(jacobian) < 0).all() or (jacobian @ imtl_g(jacobian) > 0).all()
+    assert (jacobian @ imtl_g(jacobian) < 0).all()
 
 
 def test_nash_mtl_converges_where_full_newton_steps_do_not():

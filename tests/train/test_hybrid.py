@@ -625,6 +625,14 @@ REFUSED = [
         {**HEADS, "local.mode": "surgery", "surgery.aggregator": "pcgrd"},
         r"surgery\.aggregator is \"pcgrd\"; it should be .*'nash_mtl'",
     ),
+    (
+        {"local.loss": "goodness", "local.negatives": "reversed"},
+        r"local\.negatives is \"reversed\"; it should be .*'time_shift'",
+    ),
+    (
+        {**HEADS, "local.mode": "surgery", "surgery.weighting": "uniform"},
+        r"surgery\.weighting is \"uniform\"; it should be .*'gradnorm'",
+    ),
     ({"local.mode": "detached"}, r"local\.mode is .* only with a local\.loss"),
     ({"surgery.backprop_every": "4"}, r"surgery\.backprop_every is 4; .* only with a local\.loss"),
     ({**HEADS, "surgery.backprop_every": "0"}, r"surgery\.backprop_every is 0; it should be"),

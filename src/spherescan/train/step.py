@@ -10,7 +10,7 @@ the activations of one group. Both kinds have the same guards, clipping and metr
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +26,6 @@ from spherescan.train.lessons import (
     learn_merged,
     learn_summed,
     lessons_of,
-    norm_of,
 )
 from spherescan.train.merge import Merger
 from spherescan.train.objective import Objective
@@ -153,16 +152,36 @@ def hybrid_step(
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr if joined else local_lr
         optimizer.step()
-    groups = zip(metrics.groups, before, strict=True)
-    return replace(
-        metrics,
-        groups=tuple(replace(g, update_norm=_distance(model, g.blocks, old)) for g, old in groups),
-    )
+    updates = [
+        float(torch.linalg.vector_norm(_weights(model, group.blocks).sub_(old)))
+        for group, old in zip(metrics.groups, before, strict=True)
+    ]
+    groups = zip(metrics.groups, updates, strict=True)
+    return replace(metrics, groups=tuple(replace(g, update_norm=norm) for g, norm in groups))
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> float:
-    """Return the Euclidean norm of all gradients together; NaN or infinite when one of them is."""
-    return norm_of(p.grad for p in parameters)
+class _GradientNorms:
+    """The norm of every gradient of a model, from which those of its parts come.
+
+    Args:
+        model: Has gradients.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        found = [p for p in model.parameters() if p.grad is not None]
+        self._place = {parameter: i for i, parameter in enumerate(found)}
+        gradients = [p.grad for p in found if p.grad is not None]
+        self._norms = torch.stack(torch._foreach_norm(gradients)) if found else torch.zeros(0)
+        self.whole = self._together(slice(None))
+
+    def of(self, *modules: nn.Module) -> float:
+        """Return the Euclidean norm of all gradients of some modules together."""
+        place = self._place
+        return self._together([place[p] for m in modules for p in m.parameters() if p in place])
+
+    def _together(self, places: slice | list[int]) -> float:
+        """NaN or infinite when one of them is, or when float32 cannot hold the norm."""
+        return float(torch.linalg.vector_norm(self._norms[places]))
 
 
 def _measure(
@@ -170,45 +189,39 @@ def _measure(
 ) -> StepMetrics:
     main = lessons[-1].scores
     loss = None if main is None else main.mean_loss.item()
-    groups = [_describe(model, lesson) for lesson in lessons] if local else []
+    norms = _GradientNorms(model)
+    groups = [_describe(model, lesson, norms) for lesson in lessons] if local else []
     local_losses = [group.local_loss for group in groups if group.local_loss is not None]
     if groups and not joined and groups[-1].local_loss is None:
         # The last group learned by the loss of the task, and nothing below it did.
         groups[-1] = replace(groups[-1], local_loss=loss)
-    norm = gradient_norm(model.parameters())
     return StepMetrics(
         loss=loss if joined else None,
         local_loss=sum(local_losses) / len(local_losses) if local_losses else None,
         quality=None if main is None else main.mean_quality.item(),
-        grad_norm=norm,
-        grad_norm_embedding=gradient_norm(model.embedding.parameters()),
-        grad_norm_prototypes=gradient_norm(model.head.parameters()),
-        grad_norm_top=gradient_norm(model.layers[-1].parameters()),
+        grad_norm=norms.whole,
+        grad_norm_embedding=norms.of(model.embedding),
+        grad_norm_prototypes=norms.of(model.head),
+        grad_norm_top=norms.of(model.layers[-1]),
         clipped=False,
-        updated=all(map(math.isfinite, [norm, loss or 0.0, *local_losses])),
+        updated=all(map(math.isfinite, [norms.whole, loss or 0.0, *local_losses])),
         groups=tuple(groups),
     )
 
 
-def _describe(model: SequenceModel, lesson: Lesson) -> GroupMetrics:
+def _describe(model: SequenceModel, lesson: Lesson, norms: _GradientNorms) -> GroupMetrics:
     meeting = lesson.meeting
     return GroupMetrics(
         blocks=lesson.blocks,
         local_loss=None if lesson.local is None else lesson.mean_local.item(),
         cosine=None if meeting is None else meeting.cosine,
         weights=None if meeting is None else meeting.weights,
-        grad_norm=gradient_norm(_trained(model, lesson.blocks)),
+        grad_norm=norms.of(*(model.layers[i] for i in lesson.blocks)),
     )
 
 
-def _trained(model: SequenceModel, blocks: range) -> list[nn.Parameter]:
-    return [p for i in blocks for p in model.layers[i].parameters() if p.requires_grad]
-
-
-def _weights(model: SequenceModel, blocks: range) -> list[Tensor]:
-    return [p.detach().clone() for p in _trained(model, blocks)]
-
-
-def _distance(model: SequenceModel, blocks: range, before: list[Tensor]) -> float:
-    pairs = zip(_trained(model, blocks), before, strict=True)
-    return norm_of(p.detach() - old for p, old in pairs)
+def _weights(model: SequenceModel, blocks: range) -> Tensor:
+    """Return a copy of all trained weights of some blocks, one after the other."""
+    trained = (p for i in blocks for p in model.layers[i].parameters() if p.requires_grad)
+    parts = [p.detach().reshape(-1) for p in trained]
+    return torch.cat(parts) if parts else torch.zeros(0)
