@@ -14,6 +14,8 @@ demo: $(STAMP)  ## train and test the speaker classifier, and write a page about
 	$(BIN)/spherescan evaluate runs/demo sample:JapaneseVowels_TEST.ts
 	$(BIN)/spherescan report runs/demo sample:JapaneseVowels_TEST.ts
 
+# Two workers share the cores.
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)  ## all tests but the slow ones, with the coverage floor
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term
 
