@@ -356,6 +356,8 @@ REFUSED_TEXT = [
     ("a.csv", "case,x,x\n1,2,3\n", "line 1: a column name is empty or repeated"),
     ("a.csv", "case,x,\n1,2,3\n", "line 1: a column name is empty or repeated"),
     ("a.csv", "case,x,Label\n1,2,3\n", "line 1: column 'Label'; wanted 'label'"),
+    ("a.csv", "case,Class,x\n1,2,3\n", "line 1: column 'Class'; wanted 'label'"),
+    ("a.csv", "case,x,targets\n1,2,3\n", "line 1: column 'targets'; wanted 'target'"),
     ("a.csv", "case,label,target,x\n1,2,3,4\n", "line 1: columns 'label' and 'target'"),
     ("a.csv", "case,label\n1,2\n", "line 1: no channel columns"),
     ("a.csv", "case,x\n", "holds no sequences"),

@@ -28,6 +28,8 @@ from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
 
 _SPECIAL = frozenset({"case", "label", "target"})
+# What people call those columns elsewhere.
+_MEANT = {"class": "label", "classes": "label", "labels": "label", "targets": "target"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def _columns(row: tuple[int, list[str]] | None, source: str) -> _Columns:
         raise DataError(f"{place}: a column name is empty or repeated; wanted each once; rename it")
     for name in names:
         meant = name.strip().lower()
+        meant = _MEANT.get(meant, meant)
         # As a channel it would hand the answer to the model.
         if meant in _SPECIAL and name != meant:
             raise DataError(f"{place}: column {quoted(name)}; wanted {meant!r}; rename it")
