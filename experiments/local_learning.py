@@ -7,7 +7,7 @@ in turns, and the run gets as many steps as fit. So a run is a number of steps
 with a schedule of that length, and its result does not depend on how busy the machine is. The
 model of the last step is tested; nothing is selected by it. Learning rates were chosen on the
 training split with --choose. Results are appended to --out as JSON lines; --table prints what is
-there.
+there. --merging tells what part of a step in surgery mode the aggregator takes.
 
 The memory is the peak of everything allocated during one step beyond what was there before, as
 torch's profiler sees it, after a first step has made the optimiser's state.
@@ -20,7 +20,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from spherescan.config import RunConfig, load_config
 from spherescan.runs import read_metrics
 from spherescan.train import Trainer, hybrid_step, start
+from spherescan.train.merge import Merger
 
 SETTINGS = Path(__file__).parent.parent / "examples" / "japanese_vowels.toml"
 AGGREGATORS = (
@@ -267,6 +268,41 @@ def choose(name: str, *, folder: Path) -> None:
             )
 
 
+def merging(name: str, *, folder: Path) -> None:
+    """Print what part of a step goes into merging two gradients, and the time of that step."""
+    for aggregator in AGGREGATORS:
+        trainer = trainer_for(
+            name, f"surgery, {aggregator}", depth=4, seed=0, steps=100, folder=folder
+        )
+        spent = 0.0
+
+        def timed(merge: Merger) -> Callable[..., Any]:
+            def call(*arguments: Any, **more: Any) -> Any:
+                nonlocal spent
+                began = time.process_time()
+                result = merge(*arguments, **more)
+                spent += time.process_time() - began
+                return result
+
+            return call
+
+        mergers = [timed(merge) for merge in trainer.mergers]
+        trainer.mergers = mergers  # type: ignore[assignment]
+        trainer.model.train()
+        shares, steps = [], []
+        for turn in range(4):
+            spent, began = 0.0, time.process_time()
+            for number in range(10):
+                step_of(trainer, number)
+            took = time.process_time() - began
+            if turn > 0:
+                shares.append(spent / took)
+                steps.append(took / 10)
+        trainer.close()
+        share, step = statistics.median(shares), statistics.median(steps)
+        print(f"{name}, {aggregator}: {share:.1%} of {1e3 * step:.0f} ms", flush=True)
+
+
 def table(records: Iterable[dict[str, Any]], *, against: str = "backprop") -> None:
     """Print mean and standard deviation over seeds, and the difference from one mode."""
     by_case: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = {}
@@ -340,6 +376,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds of each run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "local_learning.jsonl")
     parser.add_argument("--table", action="store_true", help="print what is there and stop")
+    parser.add_argument("--merging", action="store_true", help="time the aggregators and stop")
     parser.add_argument("--against", default="backprop", help="the mode that others differ from")
     parser.add_argument("--choose", action="store_true", help="compare learning rates and stop")
     options = parser.parse_args()
@@ -350,6 +387,10 @@ def main() -> None:
         if options.choose:
             for name in options.sets:
                 choose(name, folder=Path(folder))
+            return
+        if options.merging:
+            for name in options.sets:
+                merging(name, folder=Path(folder))
             return
         if not options.table:
             complete(records, options, folder=Path(folder))
