@@ -51,6 +51,8 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
-	$(INSTALL) torch
-	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --no-compile torch
+	$(INSTALL) --no-compile --editable ".[dev]"
+	@# On all cores, where pip takes one; some packages hold templates that are no Python.
+	@$(BIN)/python -m compileall -q -j 0 -x /tests/ $(dir $(BIN))lib >/dev/null 2>&1 || true
 	touch $(STAMP)
