@@ -54,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	$(INSTALL) --no-compile torch
 	$(INSTALL) --no-compile --editable ".[dev]"
 	@# On all cores, where pip takes one; some packages hold templates that are no Python.
-	@$(BIN)/python -m compileall -q -j 0 -x /tests/ $(dir $(BIN))lib >/dev/null 2>&1 || true
+	@$(BIN)/python -c "import compileall, re; compileall.compile_dir('.venv/lib', quiet=2, workers=0, rx=re.compile('/tests/'))"
 	touch $(STAMP)
