@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
+# Byte code is made of what is imported, once; where this is set, each process would make its own.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-all check bench sanitize torture docs clean
 
@@ -53,6 +55,4 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --no-compile torch
 	$(INSTALL) --no-compile --editable ".[dev]"
-	@# On all cores, where pip takes one; some packages hold templates that are no Python.
-	@$(BIN)/python -c "import compileall, re; compileall.compile_dir('.venv/lib', quiet=2, workers=0, rx=re.compile('/tests/'))"
 	touch $(STAMP)
