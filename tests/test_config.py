@@ -107,6 +107,19 @@ def test_a_file_that_cannot_be_read(tmp_path):
         load_config(tmp_path / "a.toml")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.toml", "[run]\nsteps = 7"),
+        ("a.json", '{"run": {"steps": 7}}'),
+        ("a.yaml", "run: {steps: 7}"),
+    ],
+)
+def test_the_mark_that_editors_of_windows_write_is_no_part_of_a_file(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert load_config(tmp_path / name).run.steps == 7
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     (tmp_path / "a.toml").write_text("[run]\nsteps = 30\nseed = 5\n")
     config = load_config(tmp_path / "a.toml", {"run.seed": "7", "model.pooling": "mean,max"})
@@ -119,6 +132,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     [
         ("optim.lr", "1e-3", 1e-3),
         ("optim.lr", "1", 1.0),
+        ("optim.lr", ".5", 0.5),
         ("run.threads", "none", None),
         ("run.dir", "none", None),
         ("run.dir", "5", "5"),
@@ -139,7 +153,7 @@ def test_flags_are_text_of_the_type_of_their_setting(key, text, value):
         ("run.steps", "1_000"), ("run.steps", " 7"), ("run.steps", "7.0"), ("run.steps", "none"),
         ("run.steps", "x"), ("optim.lr", "nan"), ("optim.lr", "Infinity"), ("model.gate", "yes"),
         ("model.gate", "True"), ("model.pooling", ""), ("run.seed", "-1"), ("data.train", ""),
-        ("run.steps", "٣"),
+        ("run.steps", "٣"), ("run.steps", ".5"), ("optim.lr", "."), ("optim.lr", "..5"),
     ],
 )  # fmt: skip
 def test_flags_that_mean_nothing_are_refused(key, text):

@@ -167,7 +167,7 @@ def load_tree(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # editors of Windows write its mark
     except OSError as error:
         folder = isinstance(error, IsADirectoryError)
         hint = "; spherescan resume goes on with a run" if folder else ""
@@ -245,8 +245,8 @@ def _from_text(text: str, field: FieldInfo) -> Any:
     if Ellipsis in kinds:  # a tuple of any length
         return text.split(",") if text else []
     try:
-        # The grammar of JSON has no `1_000` or `nan`, which Python would take.
-        return json.loads(text, parse_constant=str)
+        # The grammar of JSON has no `1_000` or `nan`, which Python would take, and no `.5`.
+        return json.loads(f"0{text}" if text.startswith(".") else text, parse_constant=str)
     except (ValueError, RecursionError):
         return text
 
