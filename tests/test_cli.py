@@ -493,7 +493,9 @@ def test_inspect_knows_every_kind(run, capsys):
     assert "classification" in out
     np.savez("x.npz", x=np.ones((2, 1, 3), np.float32), y=np.array([1.5, 2]))
     assert main(["inspect", "x.npz", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["targets"] == "1.5 to 2"
+    assert json.loads(capsys.readouterr().out)["targets"] == [1.5, 2.0]
+    assert main(["inspect", "x.npz"]) == 0
+    assert "targets    1.5 to 2\n" in capsys.readouterr().out
     Path("x.txt").write_text("1")
     refused(capsys, ["inspect", "x.txt"], 3, "import them first")
     refused(capsys, ["inspect", "x.docx"], 3, "no such file")
@@ -510,10 +512,31 @@ def test_inspect_knows_every_kind(run, capsys):
     assert "classification" in capsys.readouterr().out
 
 
+def test_verify_tells_what_it_looked_at(run, capsys):
+    assert main(["verify", "run", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    newest = facts["checkpoints"][-1]
+    assert newest == 12
+    assert facts["damaged"] == []
+    assert facts["metrics_lines"] == len(Path("run/metrics.jsonl").read_text().splitlines())
+    ranges = [f"{first} to {last}" for first, last in facts["trained_again"]]
+    assert ranges
+    assert main(["verify", "run"]) == 0
+    out = capsys.readouterr().out
+    assert f"trained again  {'; '.join(ranges)}\n" in out
+    assert "damaged        none\n" in out
+    path = Path(f"run/ckpt/step-{newest:012d}.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["verify", "run", "--json"]) == 4
+    (problem,) = json.loads(capsys.readouterr().out)["damaged"]
+    assert path.name in problem
+
+
 def test_doctor_checks_itself(capsys, monkeypatch):
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["self-check"] == "passed"
+    assert facts["self_check"] == "passed"
+    assert 0 < facts["scan_error"] < 1e-5
     expected = "torch form" if native.unavailable() else "native kernels"
     assert facts["ops"].startswith(expected)
     monkeypatch.setenv("SPHERESCAN_OPS", "torch")

@@ -571,11 +571,10 @@ def _verify(options: argparse.Namespace) -> int:
     found = verify(options.run, steps=options.steps)
     facts: dict[str, Any] = {
         "run": str(options.run),
-        "checkpoints": len(found.checkpoints),
-        "steps": ", ".join(map(str, found.checkpoints)),
-        "metrics": f"{found.n_records} lines",
-        "trained again": ", ".join(f"{low} to {high}" for low, high in found.replayed) or "nothing",
-        "damaged": "; ".join(found.problems) or "nothing",
+        "checkpoints": list(found.checkpoints),
+        "metrics_lines": found.n_records,
+        "trained_again": list(found.replayed),
+        "damaged": list(found.problems),
     }
     _print_facts(facts, options)
     return CheckpointError.exit_code if found.problems else 0
@@ -982,7 +981,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     facts = diagnose()
     _print_facts(facts, options)
-    return 0 if facts["self-check"] == "passed" else 1
+    return 0 if facts["self_check"] == "passed" else 1
 
 
 def _print_facts(facts: dict[str, Any], options: argparse.Namespace) -> None:
@@ -991,4 +990,20 @@ def _print_facts(facts: dict[str, Any], options: argparse.Namespace) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name.replace('_', ' '):<{width}}  {_in_words(value)}")
+
+
+def _in_words(value: Any) -> str:
+    """Write a fact for people: a pair is the least and the greatest of something."""
+    match value:
+        case dict():
+            return ", ".join(f"{name} ({count})" for name, count in value.items())
+        case (low, high) if isinstance(value, tuple):
+            return f"{low:g} to {high:g}"
+        case list():
+            words = [_in_words(item) if isinstance(item, tuple) else str(item) for item in value]
+            return ("; " if any(" " in word for word in words) else ", ").join(words) or "none"
+        case float():
+            return f"{value:.6g}"
+        case _:
+            return str(value)

@@ -1,4 +1,7 @@
-"""What a file holds, and what this installation can do, as facts by name."""
+"""What a file holds, and what this installation can do, as facts by name.
+
+A pair is the least and the greatest of something.
+"""
 
 import os
 import platform
@@ -47,7 +50,10 @@ def inspect(name: str) -> dict[str, Any]:
 
 
 def diagnose() -> dict[str, Any]:
-    """Return versions and how the ops will run, after computing something with them."""
+    """Return versions and how the ops will run, after computing something with them.
+
+    The error of the scan is that of float32 against float64, relative to the largest value.
+    """
     generator = torch.Generator().manual_seed(0)
     u, delta, B, C = (torch.randn(2, 64, 32, generator=generator) for _ in range(4))
     A, D = -torch.ones(32, 32), torch.ones(32)
@@ -64,15 +70,15 @@ def diagnose() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "ops": _form(),
         "simd": _simd(),
-        "float32 products": _products(),
-        "scan of 2 x 64 positions": f"{seconds * 1e3:.1f} ms",
-        "scan error": f"{error:.1e} (float32 against float64, relative)",
-        "self-check": "passed" if error < _TOLERANCE else "FAILED",
+        "float32_products": _products(),
+        "scan_ms": round(seconds * 1e3, 3),
+        "scan_error": error,
+        "self_check": "passed" if error < _TOLERANCE else "FAILED",
     }
 
 
@@ -110,13 +116,13 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "file": str(path),
         "kind": "checkpoint",
         "schema": info.schema,
-        "made by": info.created_by,
+        "made_by": info.created_by,
         "sha256": info.digest,
         "run": info.state.get("run_id"),
         "step": info.state.get("step"),
-        "best step": counters.get("best_step"),
-        "best validation score": counters.get("best_score"),
-        "best validation loss": counters.get("best_loss"),
+        "best_step": counters.get("best_step"),
+        "best_score": counters.get("best_score"),
+        "best_loss": counters.get("best_loss"),
         "task": task.get("kind"),
         "weights": sum(_count(t.shape) for t in weights),
         "tensors": len(info.tensors),
@@ -132,7 +138,7 @@ def _estimator_facts(path: Path, info: CheckpointInfo) -> dict[str, Any]:
     return {
         "file": str(path),
         "kind": f"saved {state['estimator']}",
-        "made by": info.created_by,
+        "made_by": info.created_by,
         "sha256": info.digest,
         **({"classes": len(labels), "labels": labels} if isinstance(labels, list) else {}),
         **{name: kept[name] for name in shown if name in kept},
@@ -168,13 +174,13 @@ def _inspect_series(path: Path) -> dict[str, Any]:
         "kind": "series",
         "sequences": len(table),
         "channels": table.n_channels,
-        "length": f"{min(lengths)} to {max(lengths)}",
+        "length": (min(lengths), max(lengths)),
     }
     if table.labels is not None:
         counts = Counter(table.labels)
-        facts["classes"] = ", ".join(f"{name} ({counts[name]})" for name in sorted(counts))
+        facts["classes"] = {name: counts[name] for name in sorted(counts)}
     if table.targets is not None:
-        facts["targets"] = f"{table.targets.min():g} to {table.targets.max():g}"
+        facts["targets"] = (float(table.targets.min()), float(table.targets.max()))
     return facts
 
 
