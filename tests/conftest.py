@@ -12,9 +12,10 @@ from hypothesis import settings
 from tests.torture.faults import preloaded_environment
 
 # The tracer of coverage makes Python twice as slow, and so do the checks of shapes and types. These
-# train or parse much, and nearly all of what they run is run by others too.
+# train or parse much, as do the pages in docs, and others run nearly all of what they run.
 UNWATCHED = (
     "data/test_formats_fuzz.py",
+    "data/test_order.py",
     "data/test_order_of_a_run.py",
     "data/test_order_properties.py",
     "estimators/test_conventions.py",
@@ -41,6 +42,7 @@ UNWATCHED = (
     "report/test_of_run.py::test_a_name_with_braces_is_a_name",
     "report/test_of_run.py::test_the_command_makes_the_same_run_again",
     "runs/test_container.py::TestDamage::test_every_flipped_bit_is_refused",
+    "runs/test_container.py::TestForgedHeaders::test_it_is_refused_fast_and_says_why[100-000-tensors]",
     "surgery/test_contract.py",
     "surgery/test_torchjd.py",
     "test_config_properties.py",
@@ -68,7 +70,7 @@ settings.load_profile("spherescan")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    if not item.nodeid.startswith(tuple(f"tests/{name}" for name in UNWATCHED)):
+    if not item.nodeid.startswith(("docs/", *(f"tests/{name}" for name in UNWATCHED))):
         return (yield)
     tracer = sys.gettrace()
     if type(tracer).__module__.partition(".")[0] == "coverage":  # a debugger stays
