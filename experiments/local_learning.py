@@ -448,8 +448,11 @@ def main() -> None:
 def complete(records: list[dict[str, Any]], options: argparse.Namespace, *, folder: Path) -> None:
     """Run what is missing, and write each run down when it has ended."""
     done = {(r["set"], r["depth"], r["mode"], r["seed"], r.get("scale", 1.0)) for r in records}
+    # Of this scale alone: steps that were timed together stay together.
     costs: dict[tuple[str, int, str], tuple[float, float]] = {
-        (r["set"], r["depth"], r["mode"]): (r["step_seconds"], r["megabytes"]) for r in records
+        (r["set"], r["depth"], r["mode"]): (r["step_seconds"], r["megabytes"])
+        for r in records
+        if r.get("scale", 1.0) == options.scale
     }
     cases = itertools.product(range(options.seeds), options.sets, options.depths, options.modes)
     for seed, name, depth, mode in cases:
