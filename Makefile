@@ -5,8 +5,6 @@ STAMP := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
-# Byte code is made of what is imported, once; where this is set, each process would make its own.
-export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-all check bench sanitize torture docs clean
 
@@ -16,8 +14,9 @@ demo: $(STAMP)  ## train and test the speaker classifier, and write a page about
 	$(BIN)/spherescan evaluate runs/demo sample:JapaneseVowels_TEST.ts
 	$(BIN)/spherescan report runs/demo sample:JapaneseVowels_TEST.ts
 
-# Two workers share the cores.
+# Two workers share the cores. Byte code is there: a test whose disk is full must not leave half a module.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE = 1
 test: $(STAMP)  ## all tests but the slow ones, with the coverage floor
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term
 
@@ -55,4 +54,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --no-compile torch
 	$(INSTALL) --no-compile --editable ".[dev]"
+	@# On all cores, where pip takes one; some packages hold templates that are no Python.
+	@$(BIN)/python -c "import compileall, re; compileall.compile_dir('.venv/lib', quiet=2, workers=0, rx=re.compile('/tests/'))"
+	@$(BIN)/python -m compileall -q src tests
 	touch $(STAMP)
