@@ -496,6 +496,9 @@ def test_inspect_knows_every_kind(run, capsys):
     assert json.loads(capsys.readouterr().out)["targets"] == [1.5, 2.0]
     assert main(["inspect", "x.npz"]) == 0
     assert "targets    1.5 to 2\n" in capsys.readouterr().out
+    np.savez("x.npz", x=np.ones((1, 1, 1_234_567), np.float32))
+    assert main(["inspect", "x.npz"]) == 0
+    assert "length     1234567 to 1234567\n" in capsys.readouterr().out
     Path("x.txt").write_text("1")
     refused(capsys, ["inspect", "x.txt"], 3, "import them first")
     refused(capsys, ["inspect", "x.docx"], 3, "no such file")

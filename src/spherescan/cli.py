@@ -999,7 +999,7 @@ def _in_words(value: Any) -> str:
         case dict():
             return ", ".join(f"{name} ({count})" for name, count in value.items())
         case (low, high) if isinstance(value, tuple):
-            return f"{low:g} to {high:g}"
+            return f"{_in_words(low)} to {_in_words(high)}"
         case list():
             words = [_in_words(item) if isinstance(item, tuple) else str(item) for item in value]
             return ("; " if any(" " in word for word in words) else ", ").join(words) or "none"
