@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 KERNELS := $(wildcard src/spherescan/ops/kernels/*)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all check bench sanitize torture docs clean
+.PHONY: demo test test-all check collect bench sanitize torture docs clean
 
 demo: $(STAMP)  ## train and test the speaker classifier, and write a page about it
 	rm -rf runs/demo
@@ -28,6 +28,10 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+collect: export PYTHONDONTWRITEBYTECODE =
+collect: $(STAMP)  ## all tests are found; leaves their byte code as pytest wants it
+	@$(BIN)/pytest --collect-only >build/collected.txt || { cat build/collected.txt; exit 1; }
 
 bench: $(STAMP)  ## speed and memory against everyone else who is installed
 	$(INSTALL) --editable ".[bench]"
@@ -52,8 +56,11 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
-	$(INSTALL) --no-compile torch
-	$(INSTALL) --no-compile --editable ".[dev]"
+	@# The kernels are compiled while packages are fetched and unpacked, which leaves cores idle.
+	$(INSTALL) --no-compile --no-deps --editable . & kernels=$$!; \
+	  $(INSTALL) --no-compile torch && $(INSTALL) --no-compile --no-deps --requirement constraints.txt; \
+	  packages=$$?; wait $$kernels && exit $$packages
+	$(INSTALL) --no-compile "spherescan[dev]"  # what another platform needs beside them
 	@# On all cores, where pip takes one; some packages hold templates that are no Python.
 	@$(BIN)/python -c "import compileall, re; compileall.compile_dir('.venv/lib', quiet=2, workers=0, rx=re.compile('/tests/'))"
 	@$(BIN)/python -m compileall -q src tests

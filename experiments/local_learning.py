@@ -382,15 +382,17 @@ def wide_table(runs_of: dict[str, dict[int, dict[str, Any]]]) -> None:
     }
     if not any(wide.values()):
         return
+    some = {mode: next(iter(runs.values())) for mode, runs in runs_of.items()}
+    scales = {mode: record.get("scale", 1.0) for mode, record in some.items()}
+    backprop = {scales[mode]: wide[mode] for mode in wide if some[mode]["mode"] == "backprop"}
     print(f"\n| mode | n | on {5000 * len(WIDE)} samples | - backprop, paired | one-sided 95 % |")
     print("|---|---|---|---|---|")
     for mode, scores in wide.items():
         if not scores:
             continue
-        name, _, scale = mode.rpartition(", ") if mode.endswith(" of the time") else (mode, "", "")
-        same = wide.get(f"backprop, {scale}" if scale else "backprop", {})
+        same = backprop.get(scales[mode], {})
         both = [scores[seed] - same[seed] for seed in scores.keys() & same.keys()]
-        mine = name == "backprop"
+        mine = some[mode]["mode"] == "backprop"
         print(
             f"| {mode} | {len(scores)} | {spread(list(scores.values()))} "
             f"| {'' if mine else spread(both)} | {'' if mine else bound(both)} |"
