@@ -1,8 +1,10 @@
 """The command line as a user meets it: exit codes, one line per mistake, nothing written."""
 
+import importlib
 import json
 import os
 import pty
+import py_compile
 import re
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spherescan import cli
 from spherescan.cli import main
 from spherescan.data import read_series
 from spherescan.estimators import SequenceClassifier
@@ -157,6 +160,16 @@ def test_what_runs_out_is_told(series, monkeypatch, capsys):
         )
     assert full.returncode == 7
     assert full.stderr == "spherescan: the output could not be written: No space left on device\n"
+
+
+def test_byte_code_without_its_end_is_told(here, monkeypatch, capsys):
+    module = here / "written_on_a_full_disk.py"
+    module.write_text("names = ['a', 'b', 'c']\n")
+    whole = Path(py_compile.compile(str(module)))
+    whole.write_bytes(whole.read_bytes()[:-20])
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setattr(cli, "_doctor", lambda _: importlib.import_module(module.stem))
+    refused(capsys, ["doctor"], 7, f"{whole} is cut off", "delete it")
 
 
 def test_a_class_that_validation_never_sees_is_told(here, capsys):

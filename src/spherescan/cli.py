@@ -102,7 +102,19 @@ def _told(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
         _forget_stdout()
         return StorageError(f"the output could not be written: {error.strerror}")
+    if (halved := _halved_byte_code(error)) is not None:
+        return StorageError(
+            f"{halved} is cut off: Python wrote it when there was no room; delete it"
+        )
     return error
+
+
+def _halved_byte_code(error: Exception) -> str | None:
+    """Return the file of byte code that lacks its end: CPython does not see a short write."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_compile_bytecode" and isinstance(error, EOFError):
+            return frame.f_locals.get("bytecode_path")
+    return None
 
 
 def _forget_stdout() -> None:
