@@ -36,7 +36,7 @@ from torch import Generator, Tensor, nn
 from spherescan.data.order import derived_seed, sample_order
 from spherescan.losses import from_cosine, prototype_softmax_loss, sphere_regression_loss, to_cosine
 from spherescan.nn import Block, Mamba, Pooling, PrototypeHead, SeriesEmbedding
-from spherescan.nn.init import linear
+from spherescan.nn.init import linear_layer
 from spherescan.nn.norm import ResidualNorm
 from spherescan.surgery import AGGREGATORS, GradNorm, make_aggregator
 from spherescan.train import learning_rate
@@ -140,7 +140,10 @@ class Model(nn.Module):
         self.register_buffer("pole", torch.tensor([1.0, 0.0]))
         sizes = {"digit": mnist1d.N_CLASSES - 1, "position": 2, "noise": 2}
         self.heads = nn.ModuleDict(
-            {name: linear(width, sizes[name], bias=True, generator=generator) for name in TASKS}
+            {
+                name: linear_layer(width, sizes[name], bias=True, generator=generator)
+                for name in TASKS
+            }
         )
         self.factors = {"digit": 1.0} | {
             name: ((upper - lower) / 2) ** 2 if settings.units == "own" else 1.0

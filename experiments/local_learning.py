@@ -85,7 +85,12 @@ MODES: dict[str, dict[str, str]] = {
     },
     "surgery, gradnorm and sum": HEADS
     | {"local.mode": "surgery", "surgery.aggregator": "sum", "surgery.weighting": "gradnorm"},
-    "crate, FF alone": {"local.loss": "rust_trainer", "local.mode": "detached", "local.lr": "1e-4"},
+    "crate, FF alone": {
+        "local.loss": "rust_trainer",
+        "local.mode": "detached",
+        "local.lr": "1e-4",
+        "local.update": "sgd",
+    },
     "crate, FF and BP every 32nd, pcgrad": CRATE
     | {"surgery.backprop_every": "32", "local.update": "sgd"},
     "crate, FF and BP, pcgrad": CRATE,
