@@ -16,8 +16,8 @@ def generator(seed=0):
 def model_of(*, bidirectional=True, heads=(0,), seed=0, **more):
     head = PrototypeHead(3, 3)
     return SequenceModel(
-        head=head, n_channels=2, d_model=8, n_layers=2, bidirectional=bidirectional,
-        local_heads=heads, generator=generator(seed), **more,
+        head=head, n_channels=2, d_model=8, bidirectional=bidirectional, local_heads=heads,
+        generator=generator(seed), **({"n_layers": 2} | more),
     )  # fmt: skip
 
 
@@ -79,7 +79,35 @@ def test_blocks_and_heads_move_with_their_parameters():
     assert model.local_heads["1"] is head
     # What was the last block gets a head that reads as the model itself did.
     assert torch.equal(model.local_heads["3"].projection.weight, model.projection.weight)
-    assert not torch.equal(model.local_heads["2"].projection.weight, model.projection.weight)
+    # A new block adds nothing yet: what reads the block below reads it too.
+    assert torch.equal(model.local_heads["2"].projection.weight, head.projection.weight)
+    assert model.local_heads["2"] is not head
+    # Below the first head there is none: the next one above.
+    assert torch.equal(model.local_heads["0"].projection.weight, head.projection.weight)
+
+
+def test_a_head_whose_group_ends_elsewhere_goes_on_there():
+    model = model_of(heads=(1,), n_layers=4)
+    head = model.local_heads["1"]
+    insert_blocks(model, [0], local_heads=[1, 3], generator=generator())
+    assert model.local_heads["1"] is head
+    assert torch.equal(model.local_heads["3"].projection.weight, head.projection.weight)
+    assert sorted(model.local_heads) == ["1", "3"]
+
+
+def test_heads_that_the_read_out_does_not_fit_read_as_the_one_below():
+    model = model_of(heads=(0,), n_local_outputs=5)
+    head = model.local_heads["0"]
+    insert_blocks(model, [2], local_heads=[0, 1], generator=generator())
+    assert model.local_heads["0"] is head
+    assert torch.equal(model.local_heads["1"].projection.weight, head.projection.weight)
+
+
+@pytest.mark.parametrize(("blocks", "frozen"), [([1], False), ([0], False), ([0, 1], True)])
+def test_a_head_learns_while_a_block_of_its_group_does(blocks, frozen):
+    model = model_of(heads=(1,), n_layers=3)
+    freeze(model, blocks=blocks)
+    assert all(p.requires_grad is not frozen for p in model.local_heads["1"].parameters())
 
 
 def test_zero_blocks_never_learn():

@@ -680,6 +680,16 @@ REFUSED = [
         "new ones add zero",
     ),
     (
+        MODES["goodness"]
+        | {"local.mode": "surgery", "surgery.aggregator": "mgda", "grow.layers": "4"},
+        'surgery.aggregator = "mgda" they would never learn',
+    ),
+    (
+        HEADS | {"local.mode": "surgery", "local.stop_gradient_every": "1"},
+        "no group would have two gradients",
+    ),
+    (HEADS | {"surgery.backprop_every": "13"}, r"13 and run\.steps is 12: .* never join"),
+    (
         {
             "grow.layers": "5",
             "grow.at_step": "4",

@@ -16,6 +16,7 @@ def check(config: RunConfig) -> None:
     _check_effects(config)
     _check_local_loss(config)
     _check_local_groups(config)
+    _check_local_growth(config)
     _check_depth(config)
     _check_form(config)
 
@@ -212,15 +213,6 @@ def _check_local_groups(config: RunConfig) -> None:
             f"local.group is {local.group} and the model has {depth} blocks: no block would have "
             f"a local loss; give more blocks{', or a smaller group' * (local.group > 1)}"
         )
-    alive = set(range(depth)) - set(config.new_positions())
-    apart = local.mode in {"detached", "grouped"} and config.grow.init == "identity"
-    groups = (range(first, first + local.group) for first in range(0, depth, local.group))
-    if _compares(local) and apart and any(alive.isdisjoint(blocks) for blocks in groups):
-        raise ValueError(
-            f'local.loss = "{local.loss}" raises the square of what a group of blocks adds; '
-            f'new ones add zero, so in local.mode = "{local.mode}" they would never learn: choose '
-            '"deep" or "surgery", or another local.loss'
-        )
     if local.stop_gradient_every % local.group:
         raise ValueError(
             f"local.stop_gradient_every is {local.stop_gradient_every}; it must be a multiple "
@@ -230,6 +222,39 @@ def _check_local_groups(config: RunConfig) -> None:
         raise ValueError(
             f"local.stop_gradient_every is {local.stop_gradient_every}; the model has {depth} "
             "blocks, so nothing would be cut"
+        )
+    if local.mode == "surgery" and local.has_heads and local.stop_gradient_every == local.group:
+        raise ValueError(
+            f"local.stop_gradient_every is {local.stop_gradient_every}, as is local.group: no "
+            'group would have two gradients; choose a multiple of it, or local.mode = "deep"'
+        )
+    every, steps = config.surgery.backprop_every, config.run.steps
+    if every > steps and local.loss != "rust_trainer":  # whose preset takes what that program takes
+        raise ValueError(
+            f"surgery.backprop_every is {every} and run.steps is {steps}: backpropagation would "
+            'never join; choose a smaller one, or local.mode = "detached"'
+        )
+
+
+def _check_local_growth(config: RunConfig) -> None:
+    """Refuse growth by blocks that a goodness would never teach."""
+    local, depth = config.local, config.n_layers_grown
+    alive = set(range(depth)) - set(config.new_positions())
+    apart = local.mode in {"detached", "grouped"}
+    # The shortest of two gradients, of which that of a new group is zero.
+    shortest = local.mode == "surgery" and config.surgery.aggregator == "mgda"
+    groups = (range(first, first + local.group) for first in range(0, depth, local.group))
+    if (
+        _compares(local)
+        and (apart or shortest)
+        and config.grow.init == "identity"
+        and any(alive.isdisjoint(blocks) for blocks in groups)
+    ):
+        where = f'local.mode = "{local.mode}"' + ' with surgery.aggregator = "mgda"' * shortest
+        raise ValueError(
+            f'local.loss = "{local.loss}" raises the square of what a group of blocks adds; '
+            f"new ones add zero, so in {where} they would never learn: choose "
+            '"deep", "surgery" with another aggregator, or another local.loss'
         )
 
 

@@ -1,9 +1,9 @@
 """Make a model deeper without changing what it computes, and keep parts of it as they are."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from spherescan.nn.model import SequenceModel
 
@@ -23,8 +23,10 @@ def insert_blocks(
     A new block has random weights and an output projection of zeros: the output of the model stays
     what it was, bit for bit (x + 0 = x), its projection has a gradient at once, and all else in it
     as soon as the projection has moved. Modules that stay keep their parameters, so an optimiser
-    keeps its state for them. The head of a block moves with it; a block that had none and needs
-    one gets a fresh one, the former last block a copy of how the model itself reads out.
+    keeps its state for them. The head of a block moves with it. A block that had none and needs
+    one reads as the model did there: as the nearest head below, which sees the same stream where
+    only new blocks lie between, or above where there is none; the read-out of the model counts as
+    the head of its last block. A head whose block needs none any more takes such a place itself.
 
     Args:
         model: Changed in place.
@@ -57,16 +59,7 @@ def insert_blocks(
     old_heads = {kept[int(key)]: head for key, head in model.local_heads.items()}
     wanted = sorted(old_heads) if local_heads is None else local_heads
     assert all(0 <= index < depth for index in wanted)
-    heads = nn.ModuleDict()
-    for index in wanted:
-        if index in old_heads:
-            heads[str(index)] = old_heads[index]
-            continue
-        fresh = model.make_local_head(generator=generator).to(example)
-        if index == kept[-1]:
-            _copy_read_out(model, fresh)
-        heads[str(index)] = fresh
-    model.local_heads = heads
+    model.local_heads = _placed_heads(model, old_heads, wanted, last=kept[-1], generator=generator)
 
 
 def freeze(
@@ -78,8 +71,9 @@ def freeze(
 ) -> None:
     """Set which parameters are trained: all but those named here.
 
-    A backward pass ends at the lowest trained parameter by itself. The head of a frozen block is
-    frozen with it. Calling this again with less unfreezes the rest.
+    A backward pass ends at the lowest trained parameter by itself. A local head is frozen when all
+    blocks that learn by it are: its own and those below it, down to the next head. Calling this
+    again with less unfreezes the rest.
 
     Args:
         model: Changed in place.
@@ -101,8 +95,11 @@ def freeze(
     model.head.requires_grad_(not prototypes)
     for index in blocks:
         model.layers[index].requires_grad_(False)
-        if str(index) in model.local_heads:
+    lowest = 0
+    for index in sorted(map(int, model.local_heads)):
+        if set(range(lowest, index + 1)) <= set(blocks):
             model.local_heads[str(index)].requires_grad_(False)
+        lowest = index + 1
 
 
 def _check_positions(at: Sequence[int], depth: int) -> None:
@@ -126,18 +123,43 @@ def _new_block(model: SequenceModel, *, init: str, generator: Generator | None) 
     return block
 
 
-def _copy_read_out(model: SequenceModel, fresh: nn.Module) -> None:
-    """Start the head of what was the last block as the read-out that was trained on it."""
-    own = {
+def _placed_heads(
+    model: SequenceModel,
+    old: Mapping[int, nn.Module],
+    wanted: Sequence[int],
+    *,
+    last: int,
+    generator: Generator | None,
+) -> nn.ModuleDict:
+    """Return the local heads of the grown model, whose blocks have other numbers than before."""
+    left = {index: head for index, head in old.items() if index not in wanted}
+    known = {index: head.state_dict() for index, head in old.items()}
+    read_out = _read_out_as_head(model)
+    heads = nn.ModuleDict()
+    for index in wanted:
+        if index in old:
+            heads[str(index)] = old[index]
+            continue
+        head: nn.Module = model.make_local_head(generator=generator).to(model.head.weight)
+        given = {name: value.shape for name, value in head.state_dict().items()}
+        if {name: value.shape for name, value in read_out.items()} == given:
+            known.setdefault(last, read_out)
+        below = [at for at in known if at <= index]
+        nearest = max(below, default=min(known, default=None))
+        if nearest in left:
+            head = left.pop(nearest)
+        elif nearest is not None:
+            head.load_state_dict(known[nearest])
+        heads[str(index)] = head
+    return heads
+
+
+def _read_out_as_head(model: SequenceModel) -> dict[str, Tensor]:
+    """Return the state of a head that reads the last block as the model does."""
+    parts = {"norm": model.norm_f, "pool": model.pool, "projection": model.projection}
+    return {
         f"{part}.{name}": value
-        for part, module in (
-            ("norm", model.norm_f),
-            ("pool", model.pool),
-            ("projection", model.projection),
-        )
+        for part, module in parts.items()
         if module is not None
         for name, value in module.state_dict().items()
     }
-    given = fresh.state_dict()
-    if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in given.items()}:
-        fresh.load_state_dict(own)

@@ -150,13 +150,13 @@ class SequenceModel(nn.Module):
             if crate
             else linear_layer(width, head.weight.shape[1], generator=generator)
         )
+        if crate:
+            draw_all_normal(self, generator=generator)
         self.local_heads = nn.ModuleDict()
         for index in local_heads:
             if not 0 <= index < n_layers:
                 raise ValueError(f"a local head of block {index}; there are {n_layers} blocks")
             self.local_heads[str(index)] = self.make_local_head(generator=generator)
-        if crate:
-            draw_all_normal(self, generator=generator)
         self.head = head
 
     def begin(
