@@ -230,19 +230,43 @@ def test_what_is_dropped_follows_from_the_seed_of_the_run_and_the_step(tmp_path,
 def test_surgery_reports_the_angle_of_the_two_gradients(tmp_path, series):
     settings = HEADS | {"local.mode": "surgery", "surgery.aggregator": "pcgrad"}
     trainer = trainer_for(tmp_path, series, settings)
-    metrics = step(trainer)
+    model = trainer.model.double()
+    first = next(trainer.problem.stream)
+    batch = Batch(first.inputs.double(), first.targets, first.mask)
+    metrics = step(trainer, batch)
     trainer.close()
-    first, second, third = metrics.groups
-    assert (first.blocks, second.blocks, third.blocks) == (range(1), range(1, 2), range(2, 3))
-    for group in (first, second):
-        assert -1 <= group.cosine <= 1
-        assert group.cosine != 0
+    assert [group.blocks for group in metrics.groups] == [range(1), range(1, 2), range(2, 3)]
+    *local, last = losses(trainer, batch)
+    for index, loss in enumerate(local):
+        shared = [*model.layers[index].parameters()]
+        shared += [] if index else [*model.embedding.parameters()]
+        g, b = (
+            torch.cat([p.flatten() for p in torch.autograd.grad(one, shared, retain_graph=True)])
+            for one in (loss, last)
+        )
+        group = metrics.groups[index]
+        assert group.cosine == pytest.approx(float(torch.cosine_similarity(g, b, dim=0)), rel=1e-9)
         assert group.conflict is (group.cosine < 0)
         assert group.weights == (1.0, 1.0)
-        assert group.local_loss > 0
-    assert third.cosine is None
-    assert third.local_loss is None
-    assert metrics.loss > 0
+        assert group.local_loss == pytest.approx(loss.item(), rel=1e-9)
+    assert metrics.groups[2].cosine is None
+    assert metrics.groups[2].local_loss is None
+    assert metrics.loss == pytest.approx(last.item(), rel=1e-9)
+
+
+def test_records_tell_how_far_each_block_has_moved(tmp_path, series):
+    trainer = trainer_for(tmp_path, series, HEADS)
+    layers = trainer.model.layers
+    before = [[p.detach().clone() for p in layer.parameters()] for layer in layers]
+    trainer.fit(1)
+    trainer.close()
+    record = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert len(record["groups"]) == len(layers)
+    for group, layer, old in zip(record["groups"], layers, before, strict=True):
+        moved = [p.detach() - was for p, was in zip(layer.parameters(), old, strict=True)]
+        wanted = float(torch.cat([each.flatten() for each in moved]).norm())
+        assert group["update_norm"] == pytest.approx(wanted, rel=1e-5)
+        assert wanted > 0
 
 
 def test_backpropagation_joins_at_its_cadence_and_each_loss_has_its_key(tmp_path, series):

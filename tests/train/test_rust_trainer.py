@@ -160,6 +160,20 @@ def test_fifty_steps_equal_the_reference(tmp_path, method, flags, frozen):
     assert any(max(wanted["ff_losses"]) > 0 for wanted in expected)
 
 
+def test_every_weight_begins_as_there(tmp_path):
+    """N(0, 0.02^2), A_log and D included; the blocks that expand the model are zero."""
+    trainer = trainer_for(tmp_path, {"target-layers": "3", "placement": "append"})
+    trainer.close()
+    for name, parameter in trainer.model.named_parameters():
+        values, n = parameter.detach(), parameter.numel()
+        if name.startswith("layers.2."):
+            assert not bool(values.any()), name
+            continue
+        assert abs(float(values.mean())) < 4 * 0.02 / n**0.5, name
+        squared = float(values.square().mean())
+        assert abs(squared / 0.02**2 - 1) < 4 * (2 / n) ** 0.5, name
+
+
 def test_a_rollback_halves_what_the_local_gradient_adds(tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path, {"bp-cadence-steps": "1"})
     trainer.guard.lr_scale = 0.5
