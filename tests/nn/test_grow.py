@@ -86,21 +86,22 @@ def test_blocks_and_heads_move_with_their_parameters():
     assert torch.equal(model.local_heads["0"].projection.weight, head.projection.weight)
 
 
-def test_a_head_whose_group_ends_elsewhere_goes_on_there():
-    model = model_of(heads=(1,), n_layers=4)
-    head = model.local_heads["1"]
-    insert_blocks(model, [0], local_heads=[1, 3], generator=generator())
-    assert model.local_heads["1"] is head
-    assert torch.equal(model.local_heads["3"].projection.weight, head.projection.weight)
-    assert sorted(model.local_heads) == ["1", "3"]
-
-
-def test_heads_that_the_read_out_does_not_fit_read_as_the_one_below():
-    model = model_of(heads=(0,), n_local_outputs=5)
-    head = model.local_heads["0"]
-    insert_blocks(model, [2], local_heads=[0, 1], generator=generator())
-    assert model.local_heads["0"] is head
-    assert torch.equal(model.local_heads["1"].projection.weight, head.projection.weight)
+@pytest.mark.parametrize(
+    ("n_layers", "n_local_outputs", "of", "at", "wanted", "stays", "copy"),
+    [
+        pytest.param(4, None, 1, 0, [1, 3], 1, 3, id="its group ends elsewhere"),
+        pytest.param(2, 5, 0, 2, [0, 1], 0, 1, id="the read-out does not fit"),
+    ],
+)
+def test_a_new_head_reads_as_the_one_below(n_layers, n_local_outputs, of, at, wanted, stays, copy):
+    model = model_of(heads=(of,), n_layers=n_layers, n_local_outputs=n_local_outputs)
+    head = model.local_heads[str(of)]
+    insert_blocks(model, [at], local_heads=wanted, generator=generator())
+    assert model.local_heads[str(stays)] is head
+    copied = model.local_heads[str(copy)]
+    assert copied is not head
+    assert torch.equal(copied.projection.weight, head.projection.weight)
+    assert list(map(int, model.local_heads)) == wanted
 
 
 @pytest.mark.parametrize(("blocks", "frozen"), [([1], False), ([0], False), ([0, 1], True)])

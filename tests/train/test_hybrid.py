@@ -80,11 +80,16 @@ def step(trainer, batch=None, number=0):
     )
 
 
-def gradients(trainer, number=0):
-    """Take a step of length zero in float64, and return what it made of the batch."""
+def batch_in_float64(trainer):
+    """Make the model one of float64, and return the next batch for it."""
     trainer.model.double()
     first = next(trainer.problem.stream)
-    batch = Batch(first.inputs.double(), first.targets, first.mask)
+    return Batch(first.inputs.double(), first.targets, first.mask)
+
+
+def gradients(trainer, number=0):
+    """Take a step of length zero in float64, and return what it made of the batch."""
+    batch = batch_in_float64(trainer)
     step(trainer, batch, number)
     found = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
     trainer.close()
@@ -230,9 +235,7 @@ def test_what_is_dropped_follows_from_the_seed_of_the_run_and_the_step(tmp_path,
 def test_surgery_reports_the_angle_of_the_two_gradients(tmp_path, series):
     settings = HEADS | {"local.mode": "surgery", "surgery.aggregator": "pcgrad"}
     trainer = trainer_for(tmp_path, series, settings)
-    model = trainer.model.double()
-    first = next(trainer.problem.stream)
-    batch = Batch(first.inputs.double(), first.targets, first.mask)
+    model, batch = trainer.model, batch_in_float64(trainer)
     metrics = step(trainer, batch)
     trainer.close()
     assert [group.blocks for group in metrics.groups] == [range(1), range(1, 2), range(2, 3)]

@@ -132,26 +132,29 @@ def _placed_heads(
     generator: Generator | None,
 ) -> nn.ModuleDict:
     """Return the local heads of the grown model, whose blocks have other numbers than before."""
-    left = {index: head for index, head in old.items() if index not in wanted}
+    fresh: dict[int, nn.Module] = {
+        index: model.make_local_head(generator=generator).to(model.head.weight)
+        for index in wanted
+        if index not in old
+    }
     known = {index: head.state_dict() for index, head in old.items()}
     read_out = _read_out_as_head(model)
-    heads = nn.ModuleDict()
-    for index in wanted:
-        if index in old:
-            heads[str(index)] = old[index]
-            continue
-        head: nn.Module = model.make_local_head(generator=generator).to(model.head.weight)
-        given = {name: value.shape for name, value in head.state_dict().items()}
-        if {name: value.shape for name, value in read_out.items()} == given:
-            known.setdefault(last, read_out)
+    if any(_shapes(read_out) == _shapes(head.state_dict()) for head in fresh.values()):
+        known.setdefault(last, read_out)
+    left = {index: head for index, head in old.items() if index not in wanted}
+    heads = {**old, **fresh}
+    for index, head in fresh.items():
         below = [at for at in known if at <= index]
         nearest = max(below, default=min(known, default=None))
         if nearest in left:
-            head = left.pop(nearest)
+            heads[index] = left.pop(nearest)
         elif nearest is not None:
             head.load_state_dict(known[nearest])
-        heads[str(index)] = head
-    return heads
+    return nn.ModuleDict({str(index): heads[index] for index in wanted})
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _read_out_as_head(model: SequenceModel) -> dict[str, Tensor]:

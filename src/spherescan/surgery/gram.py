@@ -41,10 +41,10 @@ def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
     Args:
         jacobian: One gradient per objective.
     """
-    gram = torch.zeros(
-        jacobian.shape[0], jacobian.shape[0], dtype=torch.float64, device=jacobian.device
-    )
-    for part in torch.split(jacobian.detach(), _COLUMNS, dim=1):
+    first, *others = torch.split(jacobian.detach(), _COLUMNS, dim=1)
+    wide = first.double()
+    gram = wide @ wide.T
+    for part in others:
         wide = part.double()
         gram += wide @ wide.T
     return gram

@@ -12,6 +12,12 @@ from torch import Tensor
 
 from spherescan.surgery import EqualWeights, GradNorm, GradVac
 
+# One call each for what a loop over parameters does in dozens; they carry no annotations.
+_flattened: Callable[[Sequence[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
+_unflattened: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, ...]] = (
+    torch._utils._unflatten_dense_tensors
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
@@ -71,22 +77,18 @@ class Merger:
         ]
         if not shared:
             return merged, None
-        jacobian = torch.stack(
-            [
-                torch.cat([a.reshape(-1) for _, a, _ in shared]),
-                torch.cat([b.reshape(-1) for _, _, b in shared]),
-            ]
-        )
+        places, first, second = zip(*shared, strict=True)
+        jacobian = _flattened([*first, *second]).view(2, -1)
         norms = torch.linalg.vector_norm(jacobian, dim=1)
         weights = self._weights(losses, norms)
+        cosine = _cosine(jacobian, norms.tolist())
+        if not isinstance(self._weigh, EqualWeights):
+            jacobian = jacobian * weights.to(jacobian)[:, None]
         scale = {"local_scale": local_scale} if self._scaled else {}
-        direction = self._aggregate(jacobian * weights.to(jacobian)[:, None], **scale)
-        offset = 0
-        for index, a, _ in shared:
-            merged[index] = direction[offset : offset + a.numel()].view_as(a)
-            offset += a.numel()
-        cosine = _cosine(jacobian, norms)
-        return merged, Meeting(cosine, (float(weights[0]), float(weights[1])))
+        direction = self._aggregate(jacobian, **scale)
+        for index, part in zip(places, _unflattened(direction, first), strict=True):
+            merged[index] = part
+        return merged, Meeting(cosine, tuple(weights.tolist()))
 
     def _weights(self, losses: tuple[float, float], norms: Tensor) -> Tensor:
         if isinstance(self._weigh, GradNorm) and not self._weigh.begun and min(losses) <= 0:
@@ -107,9 +109,9 @@ class Merger:
             self._aggregate.load_state_dict(state["aggregator"])
 
 
-def _cosine(jacobian: Tensor, norms: Tensor) -> float:
-    if not bool(norms.all()):
+def _cosine(jacobian: Tensor, norms: list[float]) -> float:
+    if not all(norms):
         return 0.0
     # One after the other: the product of both lengths leaves the range of float32 before they do.
-    cosine = float(torch.dot(jacobian[0] / norms[0], jacobian[1]) / norms[1])
+    cosine = float(torch.dot(jacobian[0] / norms[0], jacobian[1])) / norms[1]
     return min(1.0, max(-1.0, cosine))
