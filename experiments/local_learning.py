@@ -299,7 +299,10 @@ def choose(name: str, *, folder: Path) -> None:
 
 
 def merging(name: str, *, folder: Path) -> None:
-    """Print what part of a step goes into merging two gradients, and the time of that step."""
+    """Print the time of merging two gradients as a part of two steps: surgery's, and a plain one.
+
+    The steps of both take turns, so that what else the machine does meets both.
+    """
     spent = 0.0
     merge = Merger.__call__
 
@@ -310,24 +313,35 @@ def merging(name: str, *, folder: Path) -> None:
         spent += time.process_time() - began
         return result
 
-    for aggregator in AGGREGATORS:
-        trainer = trainer_for(
-            name, f"surgery, {aggregator}", depth=4, seed=0, steps=100, folder=folder
-        )
+    def ten_steps(trainer: Trainer) -> float:
+        began = time.process_time()
+        for number in range(10):
+            step_of(trainer, number)
+        return time.process_time() - began
+
+    def training(mode: str) -> Trainer:
+        trainer = trainer_for(name, mode, depth=4, seed=0, steps=200, folder=folder)
         trainer.model.train()
-        shares, steps = [], []
+        return trainer
+
+    for aggregator in AGGREGATORS:
+        plain, surgery = training("backprop"), training(f"surgery, {aggregator}")
+        turns = []
         with patch.object(Merger, "__call__", timed):
-            for turn in range(4):
-                spent, began = 0.0, time.process_time()
-                for number in range(10):
-                    step_of(trainer, number)
-                took = time.process_time() - began
-                if turn > 0:
-                    shares.append(spent / took)
-                    steps.append(took / 10)
-        trainer.close()
-        share, step = statistics.median(shares), statistics.median(steps)
-        print(f"{name}, {aggregator}: {share:.1%} of {1e3 * step:.0f} ms", flush=True)
+            for _ in range(8):
+                spent = 0.0
+                turns.append((ten_steps(plain) / 10, ten_steps(surgery) / 10, spent / 10))
+        plain.close()
+        surgery.close()
+        of_plain = statistics.median(merged / step for step, _, merged in turns[1:])
+        of_surgery = statistics.median(merged / step for _, step, merged in turns[1:])
+        columns = zip(*turns[1:], strict=True)
+        step, longer, merged = (1e3 * statistics.median(column) for column in columns)
+        print(
+            f"{name}, {aggregator}: {merged:.2f} ms, {of_surgery:.1%} of {longer:.0f} ms, "
+            f"{of_plain:.1%} of {step:.0f} ms of plain backpropagation",
+            flush=True,
+        )
 
 
 def table(records: Iterable[dict[str, Any]], *, against: str = "backprop") -> None:
