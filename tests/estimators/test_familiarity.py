@@ -48,6 +48,38 @@ def test_distances_are_those_to_the_nearest_of_the_nearest_class(kept):
     assert kept(torch.arange(8.0).reshape(2, 4)).tolist() == [[0, 2, 3], [4, 6, 7]]
 
 
+def test_what_tells_classes_apart_counts_more(kept):
+    rng = np.random.default_rng(0)
+    target = np.arange(60) % 3
+    rows = rng.standard_normal((60, 3)).astype(np.float32)
+    rows[:, 1] = target + 0.1 * rows[:, 1]
+    rows[:, 2] = 7.1  # says nothing of anything yet
+    wide = rows.astype(np.float64)
+    inside = sum(20 * wide[target == k].var(0) for k in range(3))
+    share = (inside + 5 * wide.var(0)) / (60 - 3 + 5) / np.maximum(wide.var(0), 1e-9)
+    stretch = kept.by_classes(torch.from_numpy(rows), torch.from_numpy(target)).stretch
+    np.testing.assert_allclose(stretch, [2 / share[0], 1 / share[1], 1], rtol=1e-12)
+    assert stretch[1] > 4 * stretch[0]
+    # One series of each class says nothing either; classes may have any numbers.
+    few = kept.by_classes(torch.from_numpy(rows[:3]), torch.tensor([9, 2, 4]))
+    assert few.stretch.tolist() == pytest.approx([2, 1, 1])
+
+
+def test_a_channel_that_tells_nothing_hides_nothing():
+    """Of three channels the last two are noise of series, as wide as what the first one says."""
+    X, y = waves(120, 4, level=0.0)
+    level = np.random.default_rng(1).standard_normal((120, 2, 1))
+    X = np.stack([X, *np.broadcast_to(level, (120, 2, 40)).swapaxes(0, 1)], 1)
+    X[:, 0] += y[:, None]
+    classifier = fitted(X[y < 3], y[y < 3])
+    familiarity = classifier._fitted.familiarity
+    plain = Kept.of(classifier._fitted.features)
+    by_classes = plain.by_classes(familiarity.rows, familiarity.target)
+    assert torch.equal(familiarity.stretch, by_classes.stretch)
+    means = by_classes.stretch[-12:-9]
+    assert means[0] > 5 * means[1:].max()
+
+
 def test_a_training_series_is_without_itself_and_a_lone_one_is_near_any_other(kept):
     rows = torch.tensor([[0.0, 0, 0], [0, 0, 3], [0, 4, 3], [0, 10, 0]])
     target = torch.tensor([0, 0, 0, 1])
@@ -211,6 +243,7 @@ def test_added_classes_are_scored_with_the_weights_there_are():
     classifier.add_classes(X[y == 4][:10], y[y == 4][:10])
     after = classifier._fitted.familiarity
     assert after.weights.tolist() == before.weights.tolist()
+    assert torch.equal(after.stretch, before.stretch)
     assert len(after.rows) == len(after.left_out) == 130
     assert unknown.mean() > 0.9
     assert (classifier.predict_open(strange) == "unknown").mean() < 0.4
@@ -229,18 +262,21 @@ def test_what_a_state_holds_is_checked(kept):
     target = torch.tensor([0, 1])
     good = {
         "rows": torch.zeros(2, 3),
+        "stretch": torch.tensor([1.0, 2.0, 3.0]).double(),
         "weights": torch.ones(2).double(),
         "left_out": torch.zeros(2).double(),
     }
     made = Familiarity.of_state(good, kept, target)
     assert (
         made.score(torch.eye(2).double(), torch.ones(2, 3)).tolist()
-        == [pytest.approx(1 - 1 - 6**0.5)] * 2
+        == [pytest.approx(1 - 3 - 14**0.5)] * 2
     )
     for name, tensor, reason in (
         ("rows", torch.zeros(3, 3), "rows of known scores is"),
         ("weights", torch.zeros(3).double(), "weights of known scores is"),
         ("weights", -torch.ones(2).double(), "below 0"),
+        ("stretch", torch.ones(3), "stretch of known scores is"),
+        ("stretch", -torch.ones(3).double(), "below 0"),
         ("weights", torch.full((2,), 1e308, dtype=torch.float64), "not finite"),
         ("left_out", torch.full((2,), torch.nan).double(), "not finite"),
         ("left_out", None, "no left_out"),

@@ -6,7 +6,7 @@ those kept, k classes.
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from spherescan.estimators.description import SeriesFeatures
 from spherescan.features import FixedFeatures, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
 
-OF_FAMILIARITY = ("rows", "weights", "left_out")  # tensors that a file holds
+OF_FAMILIARITY = ("rows", "stretch", "weights", "left_out")  # tensors that a file holds
 
 # Of a group of features so many are kept at most; the others say much the same.
 _MOST_KEPT = 256
@@ -29,6 +29,8 @@ _UNTRIED = (0.5, 0.5)
 _ROUNDING = 1e-9
 # More series do not tell weights apart any better, and each part of the classes takes a fit.
 _ENOUGH, _MOST_PARTS = 500, 10
+# Series that vary within their class as all do, beside those that are there: few series say little.
+_AS_IF = 5
 # Series whose distances are taken at once.
 _AT_ONCE = 256
 # What a file may say: larger numbers would not stay finite.
@@ -41,7 +43,8 @@ class Kept:
 
     Attributes:
         columns: Their indices: some of each group of convolutions, then statistics of channels.
-        stretch: What each is multiplied by, so that a group weighs as much as all of it would.
+        stretch: What each is multiplied by: so that a group weighs as much as all of it would, and
+            the more, the better it tells classes apart.
         n_statistics: How many are statistics of channels.
     """
 
@@ -66,6 +69,22 @@ class Kept:
     def __call__(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m q"]:
         """Return them of series that are described."""
         return described[:, self.columns]
+
+    def by_classes(self, rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]) -> "Kept":
+        """Stretch each by how much it tells classes apart: variance of all by that within classes.
+
+        Args:
+            rows: Training series.
+            target: Their classes.
+        """
+        wide = rows.double()
+        _, own = torch.unique(target, return_inverse=True)
+        means = torch.stack([wide[own == index].mean(0) for index in own.unique()])
+        total = (wide - wide.mean(0)).square().mean(0)
+        inside = (wide - means[own]).square().sum(0)
+        within = (inside + _AS_IF * total) / (len(wide) - len(means) + _AS_IF)
+        varies = (rows != rows[0]).any(0)
+        return replace(self, stretch=self.stretch * torch.where(varies, total / within, 1.0))
 
     def distances(
         self,
@@ -116,7 +135,8 @@ class Familiarity:
         largest cosine - weights[0] |s - s_i| - weights[1] |x - x_j|
 
     s are statistics of channels and x all kept features; s_i and x_j are those of the training
-    series of the nearest class that is nearest by each.
+    series of the nearest class that is nearest by each. Each feature counts by its variance among
+    all training series divided by that within classes.
 
     Weights are found by leaving classes out in turn: those that tell their series best from those
     of the others. Networks have learned all classes, so their features take no part in that; where
@@ -144,7 +164,7 @@ class Familiarity:
         described: Float[Tensor, "n g"],
         target: Int[Tensor, " n"],
         cosines: Float[Tensor, "n k"],
-        weights: Float[Tensor, " 2"] | None = None,
+        like: "Familiarity | None" = None,
     ) -> "Familiarity":
         """Score training series, each left out.
 
@@ -153,15 +173,18 @@ class Familiarity:
             described: The training series.
             target: Their classes.
             cosines: What each has with each class, left out.
-            weights: To be found when missing.
+            like: Measures as these are to be measured; it is found from the series when missing.
         """
-        kept = Kept.of(features)
-        rows = kept(described)
+        plain = Kept.of(features)
+        rows = plain(described)
+        kept = plain.by_classes(rows, target) if like is None else like.kept
         distances = kept.distances(rows, cosines.argmax(1), rows, target, same=True)
-        if weights is None:
+        if like is None:
             n_fixed = 0 if features.fixed is None else features.fixed.n_features
-            relative = _relative_weights(kept, described[:, :n_fixed], rows, target)
+            relative = _relative_weights(plain, described[:, :n_fixed], rows, target)
             weights = _units(cosines, distances) * relative
+        else:
+            weights = like.weights
         return cls(kept, rows, target, weights, largest_score(cosines) - distances @ weights)
 
     @classmethod
@@ -177,6 +200,7 @@ class Familiarity:
         n = len(target)
         sizes = {
             "rows": (torch.float32, (n, len(kept.columns))),
+            "stretch": (torch.float64, (len(kept.columns),)),
             "weights": (torch.float64, (2,)),
             "left_out": (torch.float64, (n,)),
         }
@@ -191,9 +215,16 @@ class Familiarity:
                 )
             if not bool((tensor.abs() <= _LARGEST).all()):
                 raise ValueError(f"{name} of known scores holds a value that is not finite")
-        if bool((state["weights"] < 0).any()):
-            raise ValueError("weights of known scores holds a value below 0")
+        for name in ("weights", "stretch"):
+            if bool((state[name] < 0).any()):
+                raise ValueError(f"{name} of known scores holds a value below 0")
+        kept = replace(kept, stretch=state["stretch"])
         return cls(kept, state["rows"], target, state["weights"], state["left_out"])
+
+    @property
+    def stretch(self) -> Float[Tensor, " q"]:
+        """What each kept feature is multiplied by."""
+        return self.kept.stretch
 
     @property
     def in_words(self) -> str:
@@ -272,8 +303,9 @@ def _relative_weights(
         known, strange = (
             seen_from_below(z) @ prototypes.T for z in (fitted.left_out, fitted(x[out]))
         )
-        near = kept.distances(rows[~out], known.argmax(1), rows[~out], own, same=True)
-        away = kept.distances(rows[out], strange.argmax(1), rows[~out], own)
+        rest = kept.by_classes(rows[~out], own)
+        near = rest.distances(rows[~out], known.argmax(1), rows[~out], own, same=True)
+        away = rest.distances(rows[out], strange.argmax(1), rows[~out], own)
         for i, weights in enumerate(grid * _units(known, near)):
             scores = largest_score(known) - near @ weights
             area[part, i] = auroc(scores, largest_score(strange) - away @ weights)
