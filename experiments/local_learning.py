@@ -7,7 +7,7 @@ in turns, and the run gets as many steps as fit. So a run is a number of steps
 with a schedule of that length, and its result does not depend on how busy the machine is. The
 model of the last step is tested; nothing is selected by it. Learning rates were chosen on the
 training split with --choose. Results are appended to --out as JSON lines; --table prints what is
-there. --merging tells what part of a step in surgery mode the aggregator takes.
+there. --merging tells what part of a step merging two gradients takes.
 
 The 1000 test samples of MNIST-1D tell models that err on eight of them apart by luck as much as by
 merit. So a model is also tested on 20 000 samples that the same recipe draws with other seeds.
@@ -444,7 +444,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds of each run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "local_learning.jsonl")
     parser.add_argument("--table", action="store_true", help="print what is there and stop")
-    parser.add_argument("--merging", action="store_true", help="time the aggregators and stop")
+    parser.add_argument("--merging", action="store_true", help="time merging and stop")
     parser.add_argument("--against", default="backprop", help="the mode that others differ from")
     parser.add_argument("--choose", action="store_true", help="compare learning rates and stop")
     options = parser.parse_args()

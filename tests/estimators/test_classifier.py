@@ -244,6 +244,7 @@ def test_a_forged_file_is_refused(tmp_path):
     rows = torch.full((18, len(good.tensors["weight"]) + 4), torch.inf)
     refused("described holds a value", described=rows)
     refused("no rows of known scores", near__rows=None)
+    refused("no stretch of known scores.* fit it again", near__stretch=None)
     refused("rows of known scores is .* does not fit", near__rows=good.tensors["near.rows"][1:])
     refused("without training series", target=good.tensors["target"].clamp(max=1))
     refused("size mismatch", features__statistics_mean=good.tensors["features.mean"].new_ones(3))

@@ -1,5 +1,7 @@
 """How much a series is like those that were learned."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,47 +50,100 @@ def test_distances_are_those_to_the_nearest_of_the_nearest_class(kept):
     assert kept(torch.arange(8.0).reshape(2, 4)).tolist() == [[0, 2, 3], [4, 6, 7]]
 
 
-def test_what_tells_classes_apart_counts_more(kept):
+def stretch_by_formula(kept, rows, target):
+    """Return what `_Telling` says, feature by feature."""
+    n, k = len(rows), len(set(target.tolist()))
+    wide, ratios = rows.numpy().astype(np.float64), []
+    for column in wide.T:
+        inside = sum(
+            column[target == c].var() * int((target == c).sum()) for c in set(target.tolist())
+        )
+        within = (inside + 5 * column.var()) / (n - k + 5)
+        ratios.append(column.var() / within if np.ptp(column) else np.nan)
+    first = len(ratios) - kept.n_statistics
+    ratios = np.array(ratios)
+    ratios[:first] = np.nan_to_num(ratios[:first], nan=1)
+    ratios[first:] = np.nan_to_num(ratios[first:], nan=np.nanmax([*ratios[first:], 1 / n]))
+    variance = wide.var(0) * kept.stretch.numpy() ** 2
+    for part in (slice(0, first), slice(first, None)):
+        ratios[part] /= np.sqrt((variance[part] * ratios[part] ** 2).sum() / variance[part].sum())
+    return kept.stretch.numpy() * ratios
+
+
+@pytest.fixture
+def uneven():
+    """Five features of 40 series of three classes: the last but one never varied."""
     rng = np.random.default_rng(0)
-    target = np.arange(60) % 3
-    rows = rng.standard_normal((60, 3)).astype(np.float32)
+    target = torch.from_numpy(rng.permutation(np.arange(40) % 3))
+    rows = torch.from_numpy(rng.standard_normal((40, 5)).astype(np.float32))
     rows[:, 1] = target + 0.1 * rows[:, 1]
-    rows[:, 2] = 7.1  # says nothing of anything yet
-    wide = rows.astype(np.float64)
-    inside = sum(20 * wide[target == k].var(0) for k in range(3))
-    share = (inside + 5 * wide.var(0)) / (60 - 3 + 5) / np.maximum(wide.var(0), 1e-9)
-    stretch = kept.by_classes(torch.from_numpy(rows), torch.from_numpy(target)).stretch
-    np.testing.assert_allclose(stretch, [2 / share[0], 1 / share[1], 1], rtol=1e-12)
-    assert stretch[1] > 4 * stretch[0]
-    # One series of each class says nothing either; classes may have any numbers.
-    few = kept.by_classes(torch.from_numpy(rows[:3]), torch.tensor([9, 2, 4]))
-    assert few.stretch.tolist() == pytest.approx([2, 1, 1])
+    rows[:, 2] += 2 * target
+    rows[:, 3] = 7.1
+    stretch = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0]).double()
+    return Kept(torch.arange(5), stretch, 3), rows, target
 
 
-def test_a_channel_that_tells_nothing_hides_nothing():
-    """Of three channels the last two are noise of series, as wide as what the first one says."""
-    X, y = waves(120, 4, level=0.0)
-    level = np.random.default_rng(1).standard_normal((120, 2, 1))
-    X = np.stack([X, *np.broadcast_to(level, (120, 2, 40)).swapaxes(0, 1)], 1)
-    X[:, 0] += y[:, None]
-    classifier = fitted(X[y < 3], y[y < 3])
-    familiarity = classifier._fitted.familiarity
-    plain = Kept.of(classifier._fitted.features)
-    by_classes = plain.by_classes(familiarity.rows, familiarity.target)
-    assert torch.equal(familiarity.stretch, by_classes.stretch)
-    means = by_classes.stretch[-12:-9]
-    assert means[0] > 5 * means[1:].max()
+def test_what_tells_classes_apart_counts_more(uneven):
+    kept, rows, target = uneven
+    stretch = kept.by_classes(rows, target).stretch
+    np.testing.assert_allclose(stretch, stretch_by_formula(kept, rows, target), rtol=1e-12)
+    assert stretch[1] > 3 * stretch[0]
+    assert stretch[3] == stretch[2] > 1.5 * stretch[4]
+    # One series of each class tells nothing; classes may have any numbers.
+    few = kept.by_classes(rows[:3], torch.tensor([9, 2, 4]))
+    assert few.stretch.tolist() == pytest.approx(kept.stretch.tolist())
 
 
-def test_a_training_series_is_without_itself_and_a_lone_one_is_near_any_other(kept):
+def test_a_left_out_series_is_seen_as_if_it_was_never_there(uneven):
+    kept, rows, target = uneven
+    target[0] = 3  # alone in its class
+    rows[5, 3] = 8.0  # what never varied without it
+    nearest = torch.arange(40) % 3
+    found = kept.left_out(nearest, rows, target)
+    for i in range(40):
+        rest = torch.arange(40) != i
+        others = kept.by_classes(rows[rest], target[rest])
+        wanted = others.distances(rows[i : i + 1], nearest[i : i + 1], rows[rest], target[rest])
+        np.testing.assert_allclose(found[i : i + 1], wanted, rtol=1e-9)
+
+
+def test_a_lone_series_is_near_any_other(kept):
     rows = torch.tensor([[0.0, 0, 0], [0, 0, 3], [0, 4, 3], [0, 10, 0]])
     target = torch.tensor([0, 0, 0, 1])
-    found = kept.distances(rows, target, rows, target, same=True)
-    assert found[:, 1].tolist() == [3, 3, 4, pytest.approx(np.hypot(6, 3))]
-    assert found[:, 0].tolist() == [3, 0, 0, 0]
-    # What a series of another class is nearest to is not itself either.
-    astray = kept.distances(rows, torch.tensor([1, 0, 0, 0]), rows, target, same=True)
-    assert astray[0, 1] == 10
+    found = kept.left_out(target, rows, target)
+    rest = kept.by_classes(rows[:3], target[:3])
+    wanted = rest.distances(rows[3:], target[:1], rows[:3], target[:3])
+    np.testing.assert_allclose(found[3:], wanted, rtol=1e-9)
+
+
+def test_unknown_classes_are_told_by_what_tells_classes_apart():
+    """Levels of two channels are noise of each series, as wide as what the first one says."""
+    X, y = waves(160, 4)
+    level = np.random.default_rng(1).standard_normal((160, 2, 1))
+    X = np.concatenate([(X + y[:, None])[:, None], np.repeat(level, 40, 2)], 1)
+    known = y < 3
+    classifier = fitted(X[known][:90], y[known][:90])
+    fit = classifier._fitted
+    near = fit.familiarity
+    rows = near.kept(described(classifier, fit.features, X))
+    cosines = fit.cosines(described(classifier, fit.features, X))
+    new = np.flatnonzero(known)[90:]
+    areas = [
+        auroc(scores[new], scores[~known])
+        for kept in (Kept.of(fit.features), near.kept)
+        for scores in [replace(near, kept=kept).score(cosines, rows)]
+    ]
+    assert areas[1] > areas[0] + 0.02
+
+
+def test_few_series_of_known_classes_are_called_unknown_as_often_as_asked():
+    rates = []
+    for seed in range(4):
+        X, y = waves(25, 5, level=0.5, spread=0.2, seed=seed)
+        new = waves(200, 5, level=0.5, spread=0.2, seed=100 + seed)[0]
+        open_set = fitted(X, y).predict_open(new, rejection=0.2)
+        rates.append((open_set == "unknown").mean())
+    assert 0.1 < np.mean(rates) < 0.25
 
 
 def test_scores_of_new_series_do_not_depend_on_which_others_are_asked():
@@ -122,11 +177,24 @@ def test_leaving_classes_out_finds_out_whether_the_level_tells_them_apart():
     assert again.tolist() == by_level.tolist()
 
 
+def test_what_is_left_out_for_weights_stretches_nothing(monkeypatch):
+    X, y = waves(60, 4, level=1.0)
+    seen, by_classes = [], Kept.by_classes
+
+    def watched(kept, rows, target):
+        seen.append((len(rows), len(target.unique())))
+        return by_classes(kept, rows, target)
+
+    monkeypatch.setattr(Kept, "by_classes", watched)
+    fitted(X, y)
+    assert seen == [(45, 3)] * 4 + [(60, 4)]
+
+
 def relative(classifier):
     """Return weights in units of the spread of distances."""
     familiarity, left_out = classifier._fitted.familiarity, classifier._fitted.left_out
-    rows, target = familiarity.rows, familiarity.target
-    near = familiarity.kept.distances(rows, left_out.argmax(1), rows, target, same=True)
+    plain = Kept.of(classifier._fitted.features)
+    near = plain.left_out(left_out.argmax(1), familiarity.rows, familiarity.target)
     return (familiarity.weights / _units(left_out, near)).round(decimals=9).tolist()
 
 
@@ -243,7 +311,6 @@ def test_added_classes_are_scored_with_the_weights_there_are():
     classifier.add_classes(X[y == 4][:10], y[y == 4][:10])
     after = classifier._fitted.familiarity
     assert after.weights.tolist() == before.weights.tolist()
-    assert torch.equal(after.stretch, before.stretch)
     assert len(after.rows) == len(after.left_out) == 130
     assert unknown.mean() > 0.9
     assert (classifier.predict_open(strange) == "unknown").mean() < 0.4

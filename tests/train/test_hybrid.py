@@ -11,7 +11,7 @@ from spherescan.data import Batch
 from spherescan.errors import CheckpointError, ConfigError, NonFiniteError, RunDirectoryError
 from spherescan.inference import Predictor
 from spherescan.runs import read_metrics
-from spherescan.surgery import EqualWeights, sum_gradients
+from spherescan.surgery import EqualWeights, GradNorm, sum_gradients
 from spherescan.train import Reporter, hybrid_step, resume, start
 from spherescan.train.local import LOCAL_LOSSES, HeadLoss, Passage
 from spherescan.train.merge import Merger
@@ -455,6 +455,16 @@ def test_the_angle_of_gradients_of_any_length(scale):
     first, second = torch.tensor([3.0, 4.0]) * scale, torch.tensor([-3.0, -4.0]) * scale
     assert merger([first], [second], (1.0, 1.0))[1].cosine == pytest.approx(-1.0)
     assert merger([first], [0 * first], (1.0, 1.0))[1].cosine == 0.0
+
+
+def test_gradients_are_multiplied_by_the_weights_that_are_told():
+    merger = Merger(sum_gradients, GradNorm(rate=0.5))
+    first, second = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.1, 0.0]])
+    (merged, own), meeting = merger([first, None], [second, second], (1.0, 1.0))
+    assert meeting.weights[0] < 0.8
+    assert meeting.weights[1] > 1.2
+    torch.testing.assert_close(merged, meeting.weights[0] * first + meeting.weights[1] * second)
+    assert own is second  # by one loss alone
 
 
 def test_any_function_of_the_rows_is_an_aggregator(tmp_path, series):

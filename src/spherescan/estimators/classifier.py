@@ -250,7 +250,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             biases.append(column.bias[None])
             reach.append(column.reach[None])
             left_out = torch.cat([left_out, column.left_out[:, None]], 1)
-        known_by = fitted.familiarity
+        known_by = fitted.familiarity.weights
         return self._keep(
             np.concatenate([self.classes_, new]),
             replace(

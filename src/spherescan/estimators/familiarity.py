@@ -31,6 +31,8 @@ _ROUNDING = 1e-9
 _ENOUGH, _MOST_PARTS = 500, 10
 # Series that vary within their class as all do, beside those that are there: few series say little.
 _AS_IF = 5
+# Of a sum of squares less what one series says so much is rounding.
+_ROUNDED = 1e-12
 # Series whose distances are taken at once.
 _AT_ONCE = 256
 # What a file may say: larger numbers would not stay finite.
@@ -71,20 +73,13 @@ class Kept:
         return described[:, self.columns]
 
     def by_classes(self, rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]) -> "Kept":
-        """Stretch each by how much it tells classes apart: variance of all by that within classes.
+        """Stretch each by how much it tells classes apart, see `_Telling`.
 
         Args:
             rows: Training series.
             target: Their classes.
         """
-        wide = rows.double()
-        _, own = torch.unique(target, return_inverse=True)
-        means = torch.stack([wide[own == index].mean(0) for index in own.unique()])
-        total = (wide - wide.mean(0)).square().mean(0)
-        inside = (wide - means[own]).square().sum(0)
-        within = (inside + _AS_IF * total) / (len(wide) - len(means) + _AS_IF)
-        varies = (rows != rows[0]).any(0)
-        return replace(self, stretch=self.stretch * torch.where(varies, total / within, 1.0))
+        return replace(self, stretch=_Telling(self, rows, target).stretch())
 
     def distances(
         self,
@@ -92,8 +87,6 @@ class Kept:
         nearest: Int[Tensor, " m"],
         rows: Float[Tensor, "n q"],
         target: Int[Tensor, " n"],
-        *,
-        same: bool = False,
     ) -> Float[Tensor, "m 2"]:
         """Return how far each series is from the nearest one of its nearest class.
 
@@ -102,30 +95,94 @@ class Kept:
             nearest: The class that each is nearest to.
             rows: Training series.
             target: Their classes.
-            same: Whether `x` are the training series; each is then without itself, and where its
-                class has no other, the nearest of all counts.
 
         Returns:
             The distance in statistics of channels, and that in all kept features; 0 where there are
             no convolutions, of which it would repeat the first.
         """
         found = torch.zeros(len(x), 2, dtype=torch.float64)
-        every = torch.arange(len(rows))
-
-        def take(asked: Int[Tensor, " a"], among: Int[Tensor, " b"]) -> None:
-            others = rows[among] * self.stretch
-            for part in torch.split(asked, _AT_ONCE):
-                squares = _squares(x[part] * self.stretch, others, self.n_statistics)
-                if same:
-                    squares.masked_fill_(part[:, None] == among, torch.inf)
-                found[part] = squares.amin(2).sqrt().T
-
         for index in torch.unique(nearest):
-            take((nearest == index).nonzero()[:, 0], every[target == index])
-        take(found.isinf().all(1).nonzero()[:, 0], every)
+            others = rows[target == index] * self.stretch
+            for part in torch.split((nearest == index).nonzero()[:, 0], _AT_ONCE):
+                squares = _squares(x[part] * self.stretch, others, self.n_statistics)
+                found[part] = squares.amin(2).sqrt().T
+        return self._without_repeated(found)
+
+    def left_out(
+        self, nearest: Int[Tensor, " n"], rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n 2"]:
+        """Return of each training series what `by_classes` and `distances` say without it.
+
+        Where its nearest class has no other series, the nearest of all counts.
+        """
+        telling = _Telling(self, rows, target)
+        found = torch.zeros(len(rows), 2, dtype=torch.float64)
+        for i in range(len(rows)):
+            others = target == nearest[i]
+            others[i] = False
+            if not bool(others.any()):
+                others = torch.arange(len(rows)) != i
+            stretch = telling.stretch(without=i)
+            squares = _squares(rows[i : i + 1] * stretch, rows[others] * stretch, self.n_statistics)
+            found[i] = squares.amin(2).sqrt()[:, 0]
+        return self._without_repeated(found)
+
+    def _without_repeated(self, found: Float[Tensor, "m 2"]) -> Float[Tensor, "m 2"]:
         if len(self.columns) == self.n_statistics:
             found[:, 1] = 0
         return found
+
+
+class _Telling:
+    """How much kept features tell classes apart, of all training series or of all but one.
+
+        r = T / ((S + 5 T) / (n - k + 5))
+
+    T is the variance of a feature among n series and S the sum of squared departures from the means
+    of k classes, to which five more series are added that depart as T says. A statistic that never
+    varied is the most telling: its first move is a strong sign; a convolution that never varied has
+    r = 1. Each feature is then multiplied by r / c, with one c for convolutions and one for
+    statistics that leave their variance together as it was.
+
+    Args:
+        kept: The features as they are stretched so far.
+        rows: Training series.
+        target: Their classes.
+    """
+
+    def __init__(self, kept: Kept, rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]) -> None:
+        self._kept, self._rows = kept, rows
+        self._varies = (rows != rows[0]).any(0)
+        _, self._own, self._sizes = torch.unique(target, return_inverse=True, return_counts=True)
+        wide = rows.double()
+        means = [wide[self._own == index].mean(0) for index in range(len(self._sizes))]
+        self._mean, self._means = wide.mean(0), torch.stack(means)
+        self._apart = (wide - self._mean).square().sum(0)
+        self._inside = (wide - self._means[self._own]).square().sum(0)
+
+    def stretch(self, *, without: int | None = None) -> Float[Tensor, " q"]:
+        """Return what each feature is multiplied by, as if one series was not there."""
+        n, k = len(self._rows), len(self._sizes)
+        apart, inside, varies = self._apart, self._inside, self._varies
+        if without is not None:
+            x, own = self._rows[without].double(), self._own[without]
+            size = int(self._sizes[own])
+            apart = apart - (x - self._mean).square() * (n / (n - 1))
+            inside = inside - (x - self._means[own]).square() * (size / max(size - 1, 1))
+            n, k = n - 1, k - (size == 1)
+            varies = varies & (apart > _ROUNDED * self._apart)
+        variance = torch.where(varies, apart / n, 0.0)
+        within = (inside.clamp(min=0) + _AS_IF * variance) / (n - k + _AS_IF)
+        ratio = torch.where(varies, variance / within, 1.0)
+        first = len(ratio) - self._kept.n_statistics
+        if self._kept.n_statistics:
+            ratio[first:] = torch.where(varies[first:], ratio[first:], ratio[first:].amax())
+        variance = variance * self._kept.stretch.square()
+        for part in (slice(0, first), slice(first, None)):
+            whole = variance[part].sum()
+            if whole > 0:
+                ratio[part] /= ((variance[part] * ratio[part].square()).sum() / whole).sqrt()
+        return self._kept.stretch * ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,8 +192,8 @@ class Familiarity:
         largest cosine - weights[0] |s - s_i| - weights[1] |x - x_j|
 
     s are statistics of channels and x all kept features; s_i and x_j are those of the training
-    series of the nearest class that is nearest by each. Each feature counts by its variance among
-    all training series divided by that within classes.
+    series of the nearest class that is nearest by each. The better a feature tells classes apart,
+    the more it counts.
 
     Weights are found by leaving classes out in turn: those that tell their series best from those
     of the others. Networks have learned all classes, so their features take no part in that; where
@@ -164,7 +221,7 @@ class Familiarity:
         described: Float[Tensor, "n g"],
         target: Int[Tensor, " n"],
         cosines: Float[Tensor, "n k"],
-        like: "Familiarity | None" = None,
+        weights: Float[Tensor, " 2"] | None = None,
     ) -> "Familiarity":
         """Score training series, each left out.
 
@@ -173,18 +230,16 @@ class Familiarity:
             described: The training series.
             target: Their classes.
             cosines: What each has with each class, left out.
-            like: Measures as these are to be measured; it is found from the series when missing.
+            weights: To be found when missing.
         """
         plain = Kept.of(features)
         rows = plain(described)
-        kept = plain.by_classes(rows, target) if like is None else like.kept
-        distances = kept.distances(rows, cosines.argmax(1), rows, target, same=True)
-        if like is None:
+        distances = plain.left_out(cosines.argmax(1), rows, target)
+        if weights is None:
             n_fixed = 0 if features.fixed is None else features.fixed.n_features
             relative = _relative_weights(plain, described[:, :n_fixed], rows, target)
             weights = _units(cosines, distances) * relative
-        else:
-            weights = like.weights
+        kept = plain.by_classes(rows, target)
         return cls(kept, rows, target, weights, largest_score(cosines) - distances @ weights)
 
     @classmethod
@@ -207,7 +262,9 @@ class Familiarity:
         for name, (dtype, shape) in sizes.items():
             tensor = state.get(name)
             if tensor is None:
-                raise ValueError(f"no {name} of known scores")
+                raise ValueError(
+                    f"no {name} of known scores; if an earlier version saved it, fit it again"
+                )
             if tensor.dtype != dtype or tensor.shape != shape:
                 raise ValueError(
                     f"{name} of known scores is {tensor.dtype} of shape {tuple(tensor.shape)}, "
@@ -303,8 +360,8 @@ def _relative_weights(
         known, strange = (
             seen_from_below(z) @ prototypes.T for z in (fitted.left_out, fitted(x[out]))
         )
+        near = kept.left_out(known.argmax(1), rows[~out], own)
         rest = kept.by_classes(rows[~out], own)
-        near = rest.distances(rows[~out], known.argmax(1), rows[~out], own, same=True)
         away = rest.distances(rows[out], strange.argmax(1), rows[~out], own)
         for i, weights in enumerate(grid * _units(known, near)):
             scores = largest_score(known) - near @ weights
