@@ -8,7 +8,7 @@ import torch
 
 from spherescan.calibration import auroc
 from spherescan.estimators import SequenceClassifier
-from spherescan.estimators.familiarity import Familiarity, Kept, _units
+from spherescan.estimators.familiarity import Familiarity, Kept, _Telling, _units
 from spherescan.estimators.sequences import described
 
 T = np.linspace(0, 6, 40)
@@ -85,24 +85,25 @@ def uneven():
 
 def test_what_tells_classes_apart_counts_more(uneven):
     kept, rows, target = uneven
-    stretch = kept.by_classes(rows, target).stretch
+    stretch = _Telling(kept, rows, target).kept().stretch
     np.testing.assert_allclose(stretch, stretch_by_formula(kept, rows, target), rtol=1e-12)
     assert stretch[1] > 3 * stretch[0]
     assert stretch[3] == stretch[2] > 1.5 * stretch[4]
     # One series of each class tells nothing; classes may have any numbers.
-    few = kept.by_classes(rows[:3], torch.tensor([9, 2, 4]))
+    few = _Telling(kept, rows[:3], torch.tensor([9, 2, 4])).kept()
     assert few.stretch.tolist() == pytest.approx(kept.stretch.tolist())
 
 
-def test_a_left_out_series_is_seen_as_if_it_was_never_there(uneven):
+def test_a_left_out_series_is_seen_as_if_it_was_never_there(uneven, monkeypatch):
+    monkeypatch.setattr("spherescan.estimators.familiarity._AT_ONCE", 7)
     kept, rows, target = uneven
     target[0] = 3  # alone in its class
     rows[5, 3] = 8.0  # what never varied without it
     nearest = torch.arange(40) % 3
-    found = kept.left_out(nearest, rows, target)
+    found = _Telling(kept, rows, target).left_out(nearest)
     for i in range(40):
         rest = torch.arange(40) != i
-        others = kept.by_classes(rows[rest], target[rest])
+        others = _Telling(kept, rows[rest], target[rest]).kept()
         wanted = others.distances(rows[i : i + 1], nearest[i : i + 1], rows[rest], target[rest])
         np.testing.assert_allclose(found[i : i + 1], wanted, rtol=1e-9)
 
@@ -110,8 +111,8 @@ def test_a_left_out_series_is_seen_as_if_it_was_never_there(uneven):
 def test_a_lone_series_is_near_any_other(kept):
     rows = torch.tensor([[0.0, 0, 0], [0, 0, 3], [0, 4, 3], [0, 10, 0]])
     target = torch.tensor([0, 0, 0, 1])
-    found = kept.left_out(target, rows, target)
-    rest = kept.by_classes(rows[:3], target[:3])
+    found = _Telling(kept, rows, target).left_out(target)
+    rest = _Telling(kept, rows[:3], target[:3]).kept()
     wanted = rest.distances(rows[3:], target[:1], rows[:3], target[:3])
     np.testing.assert_allclose(found[3:], wanted, rtol=1e-9)
 
@@ -124,16 +125,13 @@ def test_unknown_classes_are_told_by_what_tells_classes_apart():
     known = y < 3
     classifier = fitted(X[known][:90], y[known][:90])
     fit = classifier._fitted
-    near = fit.familiarity
-    rows = near.kept(described(classifier, fit.features, X))
-    cosines = fit.cosines(described(classifier, fit.features, X))
-    new = np.flatnonzero(known)[90:]
-    areas = [
-        auroc(scores[new], scores[~known])
-        for kept in (Kept.of(fit.features), near.kept)
-        for scores in [replace(near, kept=kept).score(cosines, rows)]
-    ]
-    assert areas[1] > areas[0] + 0.02
+    of = described(classifier, fit.features, X)
+
+    def area(kept):
+        scores = replace(fit.familiarity, kept=kept).score(fit.cosines(of), kept(of))
+        return auroc(scores[known][90:], scores[~known])
+
+    assert area(fit.familiarity.kept) > area(Kept.of(fit.features)) + 0.02
 
 
 def test_few_series_of_known_classes_are_called_unknown_as_often_as_asked():
@@ -179,22 +177,23 @@ def test_leaving_classes_out_finds_out_whether_the_level_tells_them_apart():
 
 def test_what_is_left_out_for_weights_stretches_nothing(monkeypatch):
     X, y = waves(60, 4, level=1.0)
-    seen, by_classes = [], Kept.by_classes
+    seen = []
 
-    def watched(kept, rows, target):
-        seen.append((len(rows), len(target.unique())))
-        return by_classes(kept, rows, target)
+    class Watched(_Telling):
+        def __init__(self, kept, rows, target):
+            seen.append((len(rows), len(target.unique())))
+            super().__init__(kept, rows, target)
 
-    monkeypatch.setattr(Kept, "by_classes", watched)
+    monkeypatch.setattr("spherescan.estimators.familiarity._Telling", Watched)
     fitted(X, y)
-    assert seen == [(45, 3)] * 4 + [(60, 4)]
+    assert seen == [(60, 4)] + [(45, 3)] * 4
 
 
 def relative(classifier):
     """Return weights in units of the spread of distances."""
     familiarity, left_out = classifier._fitted.familiarity, classifier._fitted.left_out
     plain = Kept.of(classifier._fitted.features)
-    near = plain.left_out(left_out.argmax(1), familiarity.rows, familiarity.target)
+    near = _Telling(plain, familiarity.rows, familiarity.target).left_out(left_out.argmax(1))
     return (familiarity.weights / _units(left_out, near)).round(decimals=9).tolist()
 
 

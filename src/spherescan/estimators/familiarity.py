@@ -1,7 +1,7 @@
 """How much a series is like those that were learned: how near its class, and how near one of them.
 
-Letters: n training series, m series, f features of a ridge, g with the statistics that follow, q of
-those kept, k classes.
+Letters: n training series, m or b series, f features of a ridge, g with the statistics that follow,
+q of those kept, k classes.
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spherescan.calibration import auroc, largest_score
@@ -72,15 +72,6 @@ class Kept:
         """Return them of series that are described."""
         return described[:, self.columns]
 
-    def by_classes(self, rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]) -> "Kept":
-        """Stretch each by how much it tells classes apart, see `_Telling`.
-
-        Args:
-            rows: Training series.
-            target: Their classes.
-        """
-        return replace(self, stretch=_Telling(self, rows, target).stretch())
-
     def distances(
         self,
         x: Float[Tensor, "m q"],
@@ -106,28 +97,10 @@ class Kept:
             for part in torch.split((nearest == index).nonzero()[:, 0], _AT_ONCE):
                 squares = _squares(x[part] * self.stretch, others, self.n_statistics)
                 found[part] = squares.amin(2).sqrt().T
-        return self._without_repeated(found)
+        return self.without_repeated(found)
 
-    def left_out(
-        self, nearest: Int[Tensor, " n"], rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n 2"]:
-        """Return of each training series what `by_classes` and `distances` say without it.
-
-        Where its nearest class has no other series, the nearest of all counts.
-        """
-        telling = _Telling(self, rows, target)
-        found = torch.zeros(len(rows), 2, dtype=torch.float64)
-        for i in range(len(rows)):
-            others = target == nearest[i]
-            others[i] = False
-            if not bool(others.any()):
-                others = torch.arange(len(rows)) != i
-            stretch = telling.stretch(without=i)
-            squares = _squares(rows[i : i + 1] * stretch, rows[others] * stretch, self.n_statistics)
-            found[i] = squares.amin(2).sqrt()[:, 0]
-        return self._without_repeated(found)
-
-    def _without_repeated(self, found: Float[Tensor, "m 2"]) -> Float[Tensor, "m 2"]:
+    def without_repeated(self, found: Float[Tensor, "m 2"]) -> Float[Tensor, "m 2"]:
+        """Return distances with those in all features 0, where these are statistics alone."""
         if len(self.columns) == self.n_statistics:
             found[:, 1] = 0
         return found
@@ -151,37 +124,97 @@ class _Telling:
     """
 
     def __init__(self, kept: Kept, rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]) -> None:
-        self._kept, self._rows = kept, rows
-        self._varies = (rows != rows[0]).any(0)
+        self._kept, self._rows, self._target = kept, rows, target
         _, self._own, self._sizes = torch.unique(target, return_inverse=True, return_counts=True)
         wide = rows.double()
         means = [wide[self._own == index].mean(0) for index in range(len(self._sizes))]
         self._mean, self._means = wide.mean(0), torch.stack(means)
         self._apart = (wide - self._mean).square().sum(0)
         self._inside = (wide - self._means[self._own]).square().sum(0)
+        self._varies = (rows != rows[0]).any(0)
 
-    def stretch(self, *, without: int | None = None) -> Float[Tensor, " q"]:
-        """Return what each feature is multiplied by, as if one series was not there."""
-        n, k = len(self._rows), len(self._sizes)
-        apart, inside, varies = self._apart, self._inside, self._varies
-        if without is not None:
-            x, own = self._rows[without].double(), self._own[without]
-            size = int(self._sizes[own])
-            apart = apart - (x - self._mean).square() * (n / (n - 1))
-            inside = inside - (x - self._means[own]).square() * (size / max(size - 1, 1))
-            n, k = n - 1, k - (size == 1)
-            varies = varies & (apart > _ROUNDED * self._apart)
+    def kept(self) -> Kept:
+        """Return the features, each stretched by how much it tells classes apart."""
+        n, freedom = len(self._rows), torch.tensor([[len(self._rows) - len(self._sizes)]])
+        sums = (self._apart[None], self._inside[None], self._varies[None])
+        return replace(self._kept, stretch=self._stretch(*sums, n, freedom)[0])
+
+    def left_out(self, nearest: Int[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+        """Return what `kept` and `Kept.distances` say of each training series without it.
+
+        Where its nearest class has no other series, the nearest of all counts.
+        """
+        found = torch.zeros(len(nearest), 2, dtype=torch.float64)
+        alone = torch.tensor(True).expand(len(nearest))
+        for index in torch.unique(nearest):
+            others = self._target == index
+            some = (nearest == index) & (others.sum() > others.long())
+            alone = alone & ~some
+            self._fill(found, some, others)
+        self._fill(found, alone, torch.ones_like(alone))
+        return self._kept.without_repeated(found)
+
+    def _fill(
+        self, found: Float[Tensor, "n 2"], some: Bool[Tensor, " n"], others: Bool[Tensor, " n"]
+    ) -> None:
+        """Set distances of some training series to the nearest of others than themselves.
+
+        Products of matrices find which one that is; they cancel digits, so how far it is comes from
+        the difference.
+        """
+        of = others.nonzero()[:, 0]
+        rows = self._rows[of].double() - self._mean
+        squared = rows.square()
+        first = len(self._kept.columns) - self._kept.n_statistics
+        for part in torch.split(some.nonzero()[:, 0], _AT_ONCE):
+            x = self._rows[part].double() - self._mean
+            weights = self._without(part).square()
+            itself = part[:, None] == of
+            for column, columns in enumerate((slice(first, None), slice(None))):
+                w, z, r = weights[:, columns], x[:, columns], rows[:, columns]
+                squares = w @ squared[:, columns].T - 2 * (w * z) @ r.T
+                near = squares.masked_fill(itself, torch.inf).argmin(1)
+                found[part, column] = (w * (z - r[near]).square()).sum(1).sqrt()
+
+    def _without(self, part: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
+        """Return what each feature is multiplied by, as if one series was not there, for each."""
+        n, own = len(self._rows), self._own[part]
+        x, size = self._rows[part].double(), self._sizes[own][:, None].double()
+        apart = self._apart - (x - self._mean).square() * (n / (n - 1))
+        inside = self._inside - (x - self._means[own]).square() * (size / (size - 1).clamp(min=1))
+        varies = self._varies & (apart > _ROUNDED * self._apart)
+        freedom = n - 1 - len(self._sizes) + (size == 1).long()
+        return self._stretch(apart, inside, varies, n - 1, freedom)
+
+    def _stretch(
+        self,
+        apart: Float[Tensor, "b q"],
+        inside: Float[Tensor, "b q"],
+        varies: Bool[Tensor, "b q"],
+        n: int,
+        freedom: Int[Tensor, "b 1"],
+    ) -> Float[Tensor, "b q"]:
+        """Return what each feature is multiplied by.
+
+        Args:
+            apart: Sum of squared departures from the mean.
+            inside: The same from the means of classes.
+            varies: Whether there are departures.
+            n: How many series there are.
+            freedom: The same, less classes.
+        """
         variance = torch.where(varies, apart / n, 0.0)
-        within = (inside.clamp(min=0) + _AS_IF * variance) / (n - k + _AS_IF)
+        within = (inside.clamp(min=0) + _AS_IF * variance) / (freedom + _AS_IF)
         ratio = torch.where(varies, variance / within, 1.0)
-        first = len(ratio) - self._kept.n_statistics
+        first = ratio.shape[1] - self._kept.n_statistics
         if self._kept.n_statistics:
-            ratio[first:] = torch.where(varies[first:], ratio[first:], ratio[first:].amax())
+            most = ratio[:, first:].amax(1, keepdim=True)
+            ratio[:, first:] = torch.where(varies[:, first:], ratio[:, first:], most)
         variance = variance * self._kept.stretch.square()
         for part in (slice(0, first), slice(first, None)):
-            whole = variance[part].sum()
-            if whole > 0:
-                ratio[part] /= ((variance[part] * ratio[part].square()).sum() / whole).sqrt()
+            whole = variance[:, part].sum(1, keepdim=True)
+            leaves = (variance[:, part] * ratio[:, part].square()).sum(1, keepdim=True)
+            ratio[:, part] /= torch.where(whole > 0, leaves / whole, 1.0).sqrt()
         return self._kept.stretch * ratio
 
 
@@ -234,13 +267,14 @@ class Familiarity:
         """
         plain = Kept.of(features)
         rows = plain(described)
-        distances = plain.left_out(cosines.argmax(1), rows, target)
+        telling = _Telling(plain, rows, target)
+        distances = telling.left_out(cosines.argmax(1))
         if weights is None:
             n_fixed = 0 if features.fixed is None else features.fixed.n_features
             relative = _relative_weights(plain, described[:, :n_fixed], rows, target)
             weights = _units(cosines, distances) * relative
-        kept = plain.by_classes(rows, target)
-        return cls(kept, rows, target, weights, largest_score(cosines) - distances @ weights)
+        left_out = largest_score(cosines) - distances @ weights
+        return cls(telling.kept(), rows, target, weights, left_out)
 
     @classmethod
     def of_state(
@@ -360,9 +394,9 @@ def _relative_weights(
         known, strange = (
             seen_from_below(z) @ prototypes.T for z in (fitted.left_out, fitted(x[out]))
         )
-        near = kept.left_out(known.argmax(1), rows[~out], own)
-        rest = kept.by_classes(rows[~out], own)
-        away = rest.distances(rows[out], strange.argmax(1), rows[~out], own)
+        telling = _Telling(kept, rows[~out], own)
+        near = telling.left_out(known.argmax(1))
+        away = telling.kept().distances(rows[out], strange.argmax(1), rows[~out], own)
         for i, weights in enumerate(grid * _units(known, near)):
             scores = largest_score(known) - near @ weights
             area[part, i] = auroc(scores, largest_score(strange) - away @ weights)
