@@ -121,10 +121,55 @@ def test_wrong_keys_in_a_file(here, capsys):
         (["resume", "run", "--optim.lr", "1"], ["--optim.lr", "a run keeps it"]),
         (["evaluate", "run", "--validation.patience", "1"], ["spherescan resume may change it"]),
         (["bench", "decay", "--json", "missing/x.json"], ["--json", "folder does not exist"]),
+        (["evaluate", "run", "--json", "x.ts", "y.ts"], ["unknown argument 'y.ts'"]),
+        (["evaluate", "run", "x.ts", "--json", "y.ts"], ["unknown argument 'y.ts'"]),
+        (["evaluate", "run", "--json", "x.ts", "--jsno"], ["'--jsno'", "'--json'"]),
+        (["evaluate", "run", "--jsno", "x.ts"], ["'--jsno'", "'--json'"]),
+        (["evaluate", "run", "--json", "-x"], ["unknown argument '-x'"]),
+        (["evaluate", "run", "--json", "--"], ["unknown argument '--'"]),
+        (["stream", "run", "-", "--json", "-"], ["unknown argument '-'"]),
+        (["stream", "run", "--json", "x.ts"], ["got 'x.ts'", "standard input"]),
+        (["doctor", "--json", "x.ts"], ["unknown argument 'x.ts'"]),
     ],
 )
 def test_a_wrong_command_line(here, capsys, arguments, parts):
     refused(capsys, arguments, 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        ("evaluate", ["--json", "--checkpoint", "newest"]),
+        ("predict", ["--json", "--checkpoint", "newest"]),
+        ("report", ["-o", "y.html", "--unknown", "z.ts"]),
+        ("stream", ["--json", "--every", "9"]),
+    ],
+)
+@pytest.mark.parametrize("data", ["x.ts", "-"])
+def test_data_comes_before_between_and_after_flags(monkeypatch, verb, flags, data):
+    parsed = []
+    monkeypatch.setattr(cli, f"_{verb}", lambda options: parsed.append(vars(options)) or 0)
+    first, second = (flags[:1], flags[1:]) if flags[0] == "--json" else (flags[:2], flags[2:])
+    for words in (
+        ["run", data, *flags],
+        [*flags, "run", data],
+        [*first, "run", data, *second],
+        ["run", *flags, data],
+        ["run", *first, data, *second],
+        [*first, "run", *second, data],
+        ["run", *flags, "--", data],
+    ):
+        assert main([verb, *words]) == 0, words
+    assert parsed[0]["data"] == data
+    assert all(each == parsed[0] | {"verb": each["verb"]} for each in parsed)
+
+
+def test_data_behind_two_dashes_may_begin_with_one(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(cli, "_evaluate", lambda options: parsed.append(options.data) or 0)
+    assert main(["evaluate", "run", "--json", "--", "-x.ts"]) == 0
+    assert main(["evaluate", "run", "--json"]) == 0
+    assert parsed == ["-x.ts", None]
 
 
 def test_a_run_directory_that_holds_a_run(run, capsys):

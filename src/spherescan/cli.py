@@ -188,6 +188,7 @@ class _Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Refuse unknown arguments here, where the flags of the verb are known."""
         known, unknown = super().parse_known_args(args, namespace)
+        unknown = _taken_as_data(known, unknown)
         if unknown:
             flag = unknown[0].partition("=")[0]
             flags = [name for name in self._option_string_actions if name != "-h"]
@@ -206,6 +207,24 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _taken_as_data(known: argparse.Namespace, unknown: list[str]) -> list[str]:
+    """Take the first word that is left over as DATA if that is missing; return the rest.
+
+    Having read RUN, argparse takes an optional DATA to be missing where a flag comes next.
+    """
+    if getattr(known, "data", "") is not None:
+        return unknown
+    match unknown:
+        case ["--", word, *rest]:
+            pass
+        case [word, *rest] if word == "-" or not word.startswith("-"):
+            pass
+        case _:
+            return unknown
+    known.data = word
+    return rest
 
 
 _Add = Callable[[str, Callable[[argparse.Namespace], int], str], _Parser]
@@ -328,7 +347,7 @@ def _add_uses(add: _Add) -> None:
         "standard input; an empty line begins a new sequence.",
     )
     stream.add_argument("run", type=Path, help="folder of the run")
-    stream.add_argument("data", nargs="?", metavar="-", default="-", help="standard input")
+    stream.add_argument("data", nargs="?", metavar="-", help="standard input")
     _add_checkpoint(stream)
     stream.add_argument(
         "--every",
@@ -790,7 +809,7 @@ def _report(options: argparse.Namespace) -> int:
 def _stream(options: argparse.Namespace) -> int:
     if options.every < 1:
         raise ConfigError(f"--every is {options.every}; it must be at least 1")
-    if options.data != "-":
+    if options.data not in {None, "-"}:
         raise ConfigError(
             f"got {options.data!r}; samples come by the standard input, one per line, without "
             f"header or labels: spherescan stream {options.run} < SAMPLES"

@@ -142,6 +142,29 @@ def test_an_unknown_class_is_refused_by_name():
         expect_channels(table(), 3)
 
 
+def test_numbers_that_are_read_as_labels_are_told_how_to_become_targets(tmp_path):
+    rows = [f"{case},{case}.5,{case}" for case in range(4)]
+    csv, ts, npz = (tmp_path / name for name in ("x.csv", "X.TS", "x.npz"))
+    csv.write_text("\n".join(["case,label,v", *rows]))
+    ts.write_text("@classLabel true 1 2\n@data\n5,6:1\n7,8:2\n")
+    np.savez(npz, x=np.ones((2, 1, 5)), y=np.array([1, 2]))
+    for path, way_out in {
+        csv: "call their column 'target'",
+        ts: "declare them by @targetLabel true instead of @classLabel",
+        npz: "save y as floating-point numbers",
+    }.items():
+        wanted = f"a regressor needs one per sequence; if the labels are numbers, {way_out}"
+        with pytest.raises(DataError, match=f"class labels and no numeric targets; {wanted}$"):
+            regression_targets(read_series(path))
+    # What is told helps.
+    csv.write_text(csv.read_text().replace("label", "target"))
+    ts.write_text(ts.read_text().replace("@classLabel true 1 2", "@targetLabel true"))
+    np.savez(npz, x=np.ones((2, 1, 5)), y=np.array([1.0, 2.0]))
+    assert regression_targets(read_series(csv)).tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert regression_targets(read_series(ts)).tolist() == [1, 2]
+    assert regression_targets(read_series(npz)).tolist() == [1, 2]
+
+
 @given(
     st.lists(st.integers(1, 30), min_size=2, max_size=6),
     st.floats(0.05, 0.9),

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -154,9 +155,23 @@ def regression_targets(table: SeriesTable) -> NDArray[np.float64]:
     if table.targets is None:
         raise DataError(
             f"{table.source}: has {'class labels and ' if table.labels is not None else ''}no "
-            "numeric targets; a regressor needs one per sequence"
+            f"numeric targets; a regressor needs one per sequence{_way_to_targets(table)}"
         )
     return table.targets
+
+
+def _way_to_targets(table: SeriesTable) -> str:
+    """Return how numbers that were read as labels become targets, by the format of the file."""
+    match table.labels and Path(table.source).suffix.lower():
+        case ".csv":
+            way = "call their column 'target'"
+        case ".ts":
+            way = "declare them by @targetLabel true instead of @classLabel"
+        case ".npz":
+            way = "save y as floating-point numbers"
+        case _:
+            return ""
+    return f"; if the labels are numbers, {way}"
 
 
 def expect_channels(table: SeriesTable, n_channels: int, names: Sequence[str] = ()) -> None:

@@ -346,7 +346,9 @@ def _require_same(path: Path, folder: Folder, digest: str) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; it was not overwritten: move it aside") from None
     if not same:
-        raise CheckpointError(f"{path} holds another checkpoint; it was not overwritten: move it")
+        raise CheckpointError(
+            f"{path} holds another checkpoint; it was not overwritten: move it or delete it"
+        )
 
 
 class _Reader:
