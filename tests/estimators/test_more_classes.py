@@ -136,6 +136,19 @@ def test_one_utterance_is_a_class_too(train, test):
     assert classifier.score(*chosen(test, test[1] == LATER[0])) > 0.5
 
 
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_one_example_is_a_class_beside_few_others(k):
+    rng = np.random.default_rng(0)
+    y = np.arange(40 * (k + 1)) % (k + 1)
+    X = np.sin((2 + y[:, None]) * np.linspace(0, 6, 40)) + 0.2 * rng.standard_normal((len(y), 40))
+    old, new = y < k, np.flatnonzero(y == k)
+    classifier = SequenceClassifier(n_features=500, random_state=0)
+    classifier.fit(X[old][: 10 * k], y[old][: 10 * k]).add_classes(X[new[:1]], y[new[:1]])
+    assert classifier.predict(X[new[:1]]).tolist() == [k]
+    assert classifier.score(X[old], y[old]) > 0.97
+    assert classifier.score(X[new], y[new]) > 0.5
+
+
 def test_what_is_saved_can_be_added_to(train, test, tmp_path):
     classifier = base_of(train, reserve_classes=2)
     classifier.add_classes(*first_five(train, LATER[0]))

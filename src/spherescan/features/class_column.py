@@ -44,6 +44,8 @@ def class_column(
 
         mean over members of (t - rival) = - mean over others of (t - rival)
 
+    A single member leaves nothing to be left out from: what the ridge makes of it stands for that.
+
     Args:
         x: Features of the samples of all classes.
         is_member: Whether a sample is of the new class.
@@ -68,9 +70,12 @@ def class_column(
         raise ValueError("the samples must be some of the class and some not")
     target = torch.where(is_member, 1.0, apart).to(x.dtype)
     fitted = ridge(x, target[:, None])
-    ahead = fitted.left_out[:, 0] - rival
+    unseen = fitted.left_out[:, 0]
+    if int(is_member.sum()) == 1:
+        unseen = torch.where(is_member, fitted(x)[:, 0], unseen)
+    ahead = unseen - rival
     shift = -(ahead[is_member].mean() + ahead[~is_member].mean()) / 2
-    t = fitted.left_out[:, 0] + shift
+    t = unseen + shift
     reach = (t.square() + squared).max().sqrt()
     return ClassColumn(
         fitted.weight[:, 0], fitted.bias[0] + shift, reach, added_cosine(t, squared, reach)
