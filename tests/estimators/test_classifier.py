@@ -433,6 +433,20 @@ def test_values_far_from_those_of_training_are_refused_by_every_method():
             ask(np.stack([X[0], 1e30 * X[1]]))
 
 
+def test_a_value_that_spoils_what_is_learned_of_the_others_is_told():
+    X, y = waves(30)
+    X = np.stack(
+        [X, X, 0 * X], 1
+    )  # a channel that never moves but once says nothing of what is far
+    X[4, 2, 1] = 7
+    make = SequenceClassifier(n_features=84, random_state=0)
+    X[3, 1, 5] = 1e5
+    make.fit(X, y)
+    X[3, 1, 5] = -1e12
+    with pytest.warns(UserWarning, match=r"series 3 of X has -1e\+12 in channel 1 at time 5"):
+        make.fit(X, y)
+
+
 @pytest.mark.parametrize(
     ("X", "reason"),
     [

@@ -106,6 +106,9 @@ def test_single_numbers_and_labels_are_asked_for(fitted, frames):
 def test_the_page_has_code_that_runs(fitted, tmp_path, frames):
     made = classifier(
         random_state=np.random.RandomState(0), reserve_classes=np.int64(2), time_budget=3.5
-    ).fit(*frames)
+    )
+    with pytest.warns(UserWarning, match="time_budget is for networks alone"):
+        made.fit(*frames)
     page = made.report(tmp_path / "page.html").read_text()
+    assert "from spherescan.estimators import SequenceClassifier\n\nSequenceClassifier(" in page
     assert "reserve_classes=2, time_budget=3.5).fit(X, y)  # and random_state, which" in page

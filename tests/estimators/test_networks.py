@@ -1,6 +1,8 @@
 """State-space models in the classifier: cross-fitted, weighed by a ridge, streamed."""
 
 import copy
+import re
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -12,6 +14,7 @@ from torch.nn import functional
 from spherescan.errors import CheckpointError
 from spherescan.estimators import SequenceClassifier
 from spherescan.estimators.networks import Networks, NetworkSettings, parts_of
+from spherescan.runs import read_checkpoint, write_checkpoint
 from tests.estimators.forging import Forger
 
 
@@ -310,6 +313,52 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_learning_curves_are_saved_and_files_without_them_still_load(tmp_path, causal):
+    causal.save(tmp_path / "model")
+    loaded = SequenceClassifier.load(tmp_path / "model")
+    curves = causal._fitted.features.curves
+    assert [curve.steps.tolist() for curve in curves] == 2 * [[*range(1, 41)]]
+    assert all(curve.losses[-8:].mean() < curve.losses[:8].mean() for curve in curves)
+    again = loaded._fitted.features.curves
+    assert [curve.points for curve in again] == [curve.points for curve in curves]
+    # As an earlier version wrote it.
+    file = read_checkpoint(tmp_path / "model")
+    kept = {name: t for name, t in file.tensors.items() if not name.startswith("curves.")}
+    assert len(file.tensors) - len(kept) == 6
+    write_checkpoint(tmp_path / "old", kept, file.state)
+    old = SequenceClassifier.load(tmp_path / "old")
+    assert old._fitted.features.curves == ()
+    X = waves(6, seed=5)[0]
+    assert np.array_equal(old.decision_function(X), causal.decision_function(X))
+    page = old.report(tmp_path / "page.html").read_text()
+    assert "Learning curves" not in page
+
+
+def test_equal_fits_make_equal_files_however_long_they_took(tmp_path):
+    X, y = waves(12)
+    for name in "ab":
+        SequenceClassifier(**QUICK | {"max_steps": 2}).fit(X, y).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_described_tensors_of_curves_are_in_the_file(tmp_path):
+    X, y = waves(48)
+    made = SequenceClassifier(**QUICK | {"max_steps": 4}, early_stopping=True, causal=True)
+    made.fit(X, y).save(tmp_path / "model")
+    tensors = read_checkpoint(tmp_path / "model").below("curves.")
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    section = text.split("## Saved estimators\n")[1]
+    row = r"^\| `curves\.I\.(\w+)` \| (\w+) \| (\w+)(?:, or 0)? \|"
+    rows = re.findall(row, section, re.MULTILINE)
+    assert tensors.keys() == {f"{index}.{name}" for index in (0, 1) for name, _, _ in rows}
+    for index in (0, 1):
+        p = len(tensors[f"{index}.steps"])
+        for name, kind, size in rows:
+            tensor = tensors[f"{index}.{name}"]
+            assert tensor.dtype == {"I64": torch.int64, "F64": torch.float64}[kind]
+            assert len(tensor) == (p if size == "p" else int(size))
+
+
 def test_a_forged_file_is_refused(tmp_path, causal):
     forger = Forger(causal, tmp_path)
     good, refused = forger.good, forger.refused
@@ -346,6 +395,22 @@ def test_a_forged_file_is_refused(tmp_path, causal):
     refused("not finite", **{name.replace(".", "__"): good.tensors[name] / 0})
     refused("deviation", features__networks__channel_std=torch.zeros(2, dtype=torch.float64))
     refused("scale holds", features__scale=torch.full((3,), torch.nan, dtype=torch.float64))
+
+
+def test_forged_learning_curves_are_refused(tmp_path, causal):
+    refused = Forger(causal, tmp_path).refused
+    steps, wide = torch.arange(1, 41), torch.ones(40, dtype=torch.float64)
+    refused("missing, or one too many", curves__1__losses=None)
+    refused("missing, or one too many", curves__2__losses=wide)
+    missing = dict.fromkeys(("curves__1__steps", "curves__1__losses", "curves__1__held_out"))
+    refused("1 learning curves of 2 networks", **missing)
+    for values in (steps.float(), steps[:, None], torch.arange(1, 2000)):
+        refused("steps of learning curve 1 is", curves__1__steps=values)
+    refused("losses of learning curve 0 holds a value that", curves__0__losses=wide * torch.nan)
+    for values in (steps[:3], steps - 1, steps.flip(0)):
+        refused("do not fit each other", curves__0__steps=values)
+    for values in (wide[:1], 2 * wide[:2]):
+        refused("do not fit each other", curves__0__held_out=values)
 
 
 def test_classes_and_series_can_be_added(both, causal):
@@ -389,13 +454,13 @@ def test_progress_is_told_when_it_is_asked_for(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     made.save(tmp_path / "model")
     assert SequenceClassifier.load(tmp_path / "model").verbose == 2
-    assert len(lines) == 20
-    assert lines[-1].startswith("network 2 of 2, step 40 of 40, loss ")
+    assert len(lines) == 22
+    assert lines[-2].startswith("network 2 of 2, step 40 of 40, loss ")
     SequenceClassifier(**QUICK).fit(X, y)
     assert capsys.readouterr().err == ""
-    long = QUICK | {"max_steps": 10**6, "time_budget": 0.4}
+    long = QUICK | {"max_steps": 10**6, "time_budget": 0.4, "causal": True}
     SequenceClassifier(**long, verbose=True).fit(X, y)
-    ended = capsys.readouterr().err.splitlines()[-1]  # though not a tenth of the steps was taken
+    ended = capsys.readouterr().err.splitlines()[-2]  # though not a tenth of the steps was taken
     assert ended.startswith("network 2 of 2, step ")
 
 

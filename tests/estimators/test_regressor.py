@@ -96,7 +96,7 @@ def test_intervals_hold_the_value_as_often_as_promised():
 
 
 def test_a_coverage_that_so_few_series_cannot_tell_is_refused(fitted):
-    with pytest.raises(ValueError, match="120 training series cannot tell a coverage"):
+    with pytest.raises(ValueError, match="120 series cannot tell a coverage"):
         fitted.predict_interval(waves(2)[0], coverage=0.999)
     few = SequenceRegressor(n_features=84).fit(*waves(12))
     with pytest.raises(ValueError, match=r"ask for at most 0\.923$"):

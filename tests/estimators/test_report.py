@@ -13,6 +13,7 @@ from spherescan.calibration import auroc
 from spherescan.errors import ConfigError
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
 from spherescan.estimators.sequences import class_indices
+from spherescan.report import slowest_parts
 
 
 def waves(n=60, seed=0):
@@ -46,7 +47,7 @@ def regressor():
 def test_without_series_it_is_about_those_of_training_left_out(classifier, tmp_path):
     path = classifier.report(tmp_path / "page.html")
     drawn = figures(path)
-    assert drawn.keys() == {"confusion", "sphere", "reliability", "open-set"}
+    assert drawn.keys() == {"confusion", "sphere", "reliability", "open-set", "parts"}
     left_out = classifier.left_out_cosines_.argmax(1)
     target = np.unique(waves()[1], return_inverse=True)[1]
     counts = np.array(drawn["confusion"]["data"][0]["customdata"])
@@ -147,7 +148,7 @@ def test_the_page_of_a_regressor_has_its_intervals(regressor, tmp_path):
 def test_few_series_have_a_page_without_intervals_and_sets(tmp_path):
     X, y = waves(6)
     page = SequenceClassifier(n_features=84, random_state=0).fit(X, y).report(tmp_path / "a.html")
-    assert "6 training series are too few to promise a coverage" in page.read_text()
+    assert "6 series are too few to tell a coverage" in page.read_text()
     regressor = SequenceRegressor(n_features=84, random_state=0).fit(X, np.arange(6.0))
     text = regressor.report(tmp_path / "b.html").read_text()
     assert "Intervals at 90" not in text
@@ -165,3 +166,88 @@ def test_a_notebook_shows_what_was_learned(classifier, regressor):
     assert "each left out" not in SequenceRegressor()._repr_html_()
     with config_context(display="text"):
         assert not hasattr(classifier, "_repr_html_")
+
+
+def learned(kind, **settings):
+    X, y = waves(48)
+    few = {"n_features": 84, "n_networks": 2, "max_steps": 7, "random_state": 0}
+    return kind(**few | settings).fit(X, np.unique(y, return_inverse=True)[1])
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+def test_how_networks_learned_is_on_the_page_of_a_loaded_one_too(kind, tmp_path):
+    made = learned(kind, causal=True)
+    made.save(tmp_path / "model")
+    for each in (made, kind.load(tmp_path / "model")):
+        path = each.report(tmp_path / "page.html")
+        lines = figures(path)["learning"]["data"]
+        assert [line["name"] for line in lines] == ["network 1 of 2", "network 2 of 2"]
+        assert [line["x"] for line in lines] == 2 * [[*range(1, 8)]]
+        curves = each._fitted.features.curves
+        assert [line["y"] for line in lines] == [curve.losses.tolist() for curve in curves]
+        # Told apart without colours, and read without a figure.
+        assert len({line["line"]["dash"] for line in lines}) == 2
+        text = path.read_text()
+        early = curves[0].losses[:1].mean()
+        assert re.search(rf'<th scope="row">network 1 of 2</th><td>7</td><td>{early:.4g}<', text)
+        assert "held out" not in text
+
+
+def test_what_early_stopping_looked_at_is_on_the_page(tmp_path):
+    made = learned(SequenceClassifier, causal=True, early_stopping=True)
+    path = made.report(tmp_path / "page.html")
+    *lines, held_out = figures(path)["learning"]["data"]
+    assert held_out["x"] == [line["x"][-1] for line in lines]
+    curves = made._fitted.features.curves
+    assert held_out["y"] == [float(curve.held_out[0]) for curve in curves]
+    loss, share = curves[0].in_the_end
+    assert f"<td>{loss:.4g}</td><td>{share:.4g}</td></tr>" in path.read_text()
+
+
+def test_networks_that_were_dropped_have_curves_and_it_is_said(tmp_path):
+    made = learned(SequenceClassifier, max_steps=1)
+    assert made._fitted.features.networks is None
+    made.save(tmp_path / "model")
+    for each in (made, SequenceClassifier.load(tmp_path / "model")):
+        assert "They were dropped" in each.report(tmp_path / "page.html").read_text()
+
+
+def test_the_time_of_the_fit_is_told_by_stage(classifier, regressor, tmp_path):
+    X, y = waves(12)
+    stages = ["reading the series", "fixed features", "ridge and decisions"]
+    for made in (classifier, regressor):
+        seconds = made._fitted.features.seconds
+        assert [*seconds] == stages
+        path = made.report(tmp_path / "page.html")
+        shown = figures(path)["parts"]["data"][0]
+        unit = {"seconds": 1, "milliseconds": 1000}[
+            figures(path)["parts"]["layout"]["xaxis"]["title"]["text"]
+        ]
+        taken = [unit * seconds[name] for name in shown["y"]]
+        assert shown["x"] == pytest.approx(taken)
+        assert shown["x"] == sorted(taken)
+        text = path.read_text()
+        assert "for the last call of fit" in text
+        for name in stages:
+            assert f'<th scope="row">{name}</th><td>{seconds[name]:.2f}</td>' in text
+    # Series that are asked about are measured themselves.
+    text = classifier.report(tmp_path / "page.html", X, y).read_text()
+    assert "for the answers to 12 series" in text
+    assert "Seconds of the last call of fit" in text
+    with_networks = learned(SequenceClassifier)
+    assert [*with_networks._fitted.features.seconds] == [*stages[:2], "networks", stages[2]]
+
+
+def test_what_was_loaded_does_not_know_how_long_its_fit_took(classifier, tmp_path):
+    classifier.save(tmp_path / "model")
+    loaded = SequenceClassifier.load(tmp_path / "model")
+    path = loaded.report(tmp_path / "page.html")
+    assert "parts" not in figures(path)
+    assert "Seconds of the last call of fit" not in path.read_text()
+
+
+def test_parts_that_take_long_are_told_in_seconds():
+    section = slowest_parts({"a": 30.0, "b": 90.0}, whole=120.0, of="x")
+    assert section.text.startswith("120 s for x")
+    assert section.data[0]["x"] == [30.0, 90.0]
+    assert section.table.rows[0] == ("b", "90.000", "75.0%")

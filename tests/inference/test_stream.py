@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spherescan.data import Task
 from spherescan.errors import CheckpointError, ConfigError, DataError, StorageError
 from spherescan.inference import Predictor, answer_lines
-from spherescan.nn import POOLING_NAMES, ModelDescription, extend_stream
+from spherescan.nn import POOLING_NAMES, ModelDescription, StreamedModel
 from spherescan.runs import Folder, read_checkpoint, write_checkpoint
 
 LENGTH = 30
@@ -277,13 +277,13 @@ def test_nothing_grows_with_the_sequence():
 
 
 def test_a_long_chunk_goes_through_the_model_in_pieces(monkeypatch):
-    lengths = []
+    lengths, extend = [], StreamedModel.extend
 
-    def extend(model, state, inputs):
+    def watched(model, state, inputs):
         lengths.append(inputs.shape[1])
-        return extend_stream(model, state, inputs)
+        return extend(model, state, inputs)
 
-    monkeypatch.setattr("spherescan.inference.stream.extend_stream", extend)
+    monkeypatch.setattr(StreamedModel, "extend", watched)
     predictor = PREDICTORS["classification"]
     predictor.stream().push(sequence_for(predictor, length=1100))
     assert lengths == [512, 512, 76]

@@ -1,22 +1,25 @@
 """A model that reads position by position answers as if it had read everything at once."""
 
+import copy
 from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+from torch import Tensor
 
 from spherescan.nn import (
     MIXERS,
     POOLING_NAMES,
     ModelDescription,
     Pooling,
-    extend_stream,
-    read_out_stream,
-    start_stream,
+    StreamedModel,
 )
+from spherescan.nn.one_position import takes_one_position
 from spherescan.nn.running import extend_pool, pooled, start_pool
+from spherescan.ops import native
 from tests.tolerances import assert_close
 
 
@@ -63,6 +66,14 @@ def models(draw) -> dict[str, object]:
     return values
 
 
+SERIES: dict[str, object] = {
+    "vocab_size": None, "n_channels": 3, "d_model": 8, "n_layers": 2, "mixer": "mamba",
+    "d_state": 3, "d_conv": 4, "expand": 2, "dt_rank": None, "gate": True, "bidirectional": False,
+    "pooling": ("attention", "mean"), "n_pool_heads": 2, "n_prototypes": 4, "prototype_dim": 3,
+    "prototype_init": "random", "learnable_prototypes": False,
+}  # fmt: skip
+
+
 def made(values: dict[str, object], seed: int = 0):
     """Return the model in float64 with weights that all matter, and input for it."""
     description = ModelDescription(**values)
@@ -80,42 +91,154 @@ def made(values: dict[str, object], seed: int = 0):
 @given(models(), st.lists(st.integers(1, 12), max_size=5, unique=True))
 def test_any_parts_of_any_model_equal_the_whole(values, cuts):
     model, x = made(values)
-    state = start_stream(model, batch=2)
+    streamed = StreamedModel(model)
+    state = streamed.start(batch=2)
     begin = 0
     with torch.no_grad():
         for end in sorted({*cuts, 12}):
-            state = extend_stream(model, state, x[:, begin:end])
+            state = streamed.extend(state, x[:, begin:end])
             whole = model.embed(x[:, :end])
             whole = whole if model.pool is not None else whole[:, -1]
-            assert_close(read_out_stream(model, state), whole)
+            assert_close(streamed.read_out(state), whole)
             begin = end
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @settings(max_examples=25)
-@given(models())
-def test_single_positions_of_any_model_equal_the_whole(values):
+@given(values=models())
+def test_single_positions_of_any_model_equal_the_whole(mode, values):
     model, x = made(values, seed=1)
-    state = start_stream(model, batch=2)
-    with torch.no_grad():
+    streamed = StreamedModel(model)
+    with mode():
+        state = streamed.start(batch=2)
         whole = model.embed(x)
         for t in range(12):
-            state = extend_stream(model, state, x[:, t : t + 1])
-    assert_close(read_out_stream(model, state), whole if model.pool is not None else whole[:, -1])
+            state = streamed.extend(state, x[:, t : t + 1])
+        found = streamed.read_out(state)
+    assert_close(found, whole if model.pool is not None else whole[:, -1])
 
 
 @settings(max_examples=25)
 @given(models())
 def test_the_tensors_of_a_state_make_an_equal_state_and_have_always_the_same_sizes(values):
     model, x = made(values)
-    start = start_stream(model, batch=2)
+    streamed = StreamedModel(model)
+    start = streamed.start(batch=2)
     with torch.no_grad():
-        state = extend_stream(model, start, x[:, :5])
+        state = streamed.extend(start, x[:, :5])
         again = start.with_tensors(state.tensors())
         assert again.tensors().keys() == start.tensors().keys()
         sizes = {name: (t.shape, t.dtype) for name, t in start.tensors().items()}
         assert {name: (t.shape, t.dtype) for name, t in state.tensors().items()} == sizes
-        expected = read_out_stream(model, extend_stream(model, state, x[:, 5:6]))
-        assert torch.equal(read_out_stream(model, extend_stream(model, again, x[:, 5:6])), expected)
+        expected = streamed.read_out(streamed.extend(state, x[:, 5:6]))
+        assert torch.equal(streamed.read_out(streamed.extend(again, x[:, 5:6])), expected)
+
+
+def assert_the_short_way_is_the_long_one(streamed, state, x):
+    """Read a position both ways, compare all bits, and return the state after it."""
+    with torch.inference_mode():
+        short = streamed.extend(state, x)
+    with torch.no_grad():  # takes the modules
+        long = StreamedModel(streamed._model).extend(state, x)
+    expected = long.tensors()
+    for name, tensor in short.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+    return short
+
+
+needs_kernels = pytest.mark.skipif(
+    native.unavailable() is not None, reason="without kernels there is no short way"
+)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=40)
+@given(values=models())
+def test_the_short_way_of_any_model_has_the_bits_of_its_modules(dtype, values):
+    model, x = made(values)
+    model, x = model.to(dtype), x.to(dtype) if x.is_floating_point() else x
+    assert takes_one_position(model) == (not model.averaged and values["form"] == "standard")
+    streamed = StreamedModel(model)
+    state = streamed.start(batch=2)
+    for t in range(4):
+        state = assert_the_short_way_is_the_long_one(streamed, state, x[:, t : t + 1])
+
+
+def in_place(parameter, value):
+    with torch.no_grad():
+        parameter.copy_(value)
+
+
+def behind_the_version(parameter, value):
+    parameter.data.copy_(value)
+
+
+def elsewhere(parameter, value):
+    parameter.data = value.clone()
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", [in_place, behind_the_version, elsewhere])
+@pytest.mark.parametrize("convolutions", [0, 1])
+def test_weights_that_change_count_from_the_next_position_on(change, convolutions, generator):
+    description = ModelDescription(**SERIES, n_convolutions=convolutions)
+    model = description.build(generator=generator).eval()
+    streamed = StreamedModel(model)
+    x = torch.randn(1, 1, 3, generator=generator)
+    with torch.inference_mode():
+        state = streamed.extend(streamed.start(batch=1), x)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        before = assert_the_short_way_is_the_long_one(streamed, state, x)
+        change(tensor, 1.5 * tensor.detach() + 0.1)
+        after = assert_the_short_way_is_the_long_one(streamed, state, x)
+        read = not name.startswith(("projection.", "head."))
+        changed = any(not torch.equal(t, after.tensors()[n]) for n, t in before.tensors().items())
+        assert changed == read, name
+
+
+@needs_kernels
+def test_a_change_of_the_form_or_of_the_threads_counts_too(monkeypatch):
+    model, x = made(SERIES)
+    streamed = StreamedModel(model)
+    state = streamed.start(batch=2)
+    for change in (
+        lambda: None,
+        lambda: monkeypatch.setattr(native._Process, "forked", True),
+        lambda: monkeypatch.setattr(native._Process, "simd", 0),
+        lambda: monkeypatch.setenv("SPHERESCAN_OPS", "torch"),
+    ):
+        change()
+        state = assert_the_short_way_is_the_long_one(streamed, state, x[:, :1])
+
+
+@needs_kernels
+@pytest.mark.parametrize("part", ["conv", "ssm"])
+def test_a_state_that_does_not_fit_never_reaches_a_kernel(part):
+    model, x = made(SERIES)
+    streamed = StreamedModel(model)
+    state = streamed.start(batch=2)
+
+    def with_first(make):
+        first, *others = state.mixers
+        mixers = (first._replace(**{part: make(getattr(first, part))}), *others)
+        return state._replace(mixers=mixers)
+
+    for wrong in (Tensor.float, lambda t: t[:, :-1]):
+        with torch.inference_mode(), pytest.raises((TypeError, ValueError, TypeCheckError)):
+            streamed.extend(with_first(wrong), x[:, :1])
+    elsewhere = with_first(lambda t: torch.ones_like(t).mT.contiguous().mT)
+    assert_the_short_way_is_the_long_one(streamed, elsewhere, x[:, :1])
+
+
+def test_a_copy_of_a_stream_goes_on_alike():
+    model, x = made(SERIES)
+    streamed = StreamedModel(model)
+    with torch.inference_mode():
+        state = streamed.extend(streamed.start(batch=2), x[:, :1])
+        expected = streamed.read_out(streamed.extend(state, x[:, 1:2]))
+        for copied in (streamed, copy.deepcopy(streamed)):
+            assert torch.equal(copied.read_out(copied.extend(state, x[:, 1:2])), expected)
 
 
 @pytest.mark.parametrize("kind", POOLING_NAMES)
@@ -151,4 +274,4 @@ def test_a_model_that_reads_from_the_end_has_no_stream():
         n_prototypes=2, prototype_dim=2, prototype_init="random", learnable_prototypes=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="bidirectional"):
-        start_stream(description.build(), batch=1)
+        StreamedModel(description.build())

@@ -12,6 +12,7 @@ from sklearn.utils import Tags, estimator_html_repr
 from torch import Tensor
 
 from spherescan.errors import CheckpointError
+from spherescan.estimators.curves import state_of_curves
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.pages import short_form
 from spherescan.estimators.saved import Saved
@@ -19,6 +20,7 @@ from spherescan.paths import user_path
 from spherescan.runs import write_checkpoint
 
 FEATURES = "features."  # begins the names of their tensors in a file
+CURVES = "curves."  # and of learning curves
 
 
 # What a fit may leave out, so that an earlier one's would stay.
@@ -99,8 +101,9 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         features: SeriesFeatures,
     ) -> None:
         described = features.state_dict(prefix=FEATURES)
+        curves = {CURVES + name: t for name, t in state_of_curves(features.curves).items()}
         state = saved.state(type(self).__name__)
-        write_checkpoint(user_path(path), {**tensors, **described}, state)
+        write_checkpoint(user_path(path), {**tensors, **described, **curves}, state)
 
     @classmethod
     @contextmanager

@@ -25,16 +25,19 @@ from spherescan.calibration import (
     probabilities,
     set_threshold,
 )
-from spherescan.estimators.base import FEATURES, SeriesEstimator
+from spherescan.estimators.base import CURVES, FEATURES, SeriesEstimator
+from spherescan.estimators.clock import Clock
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.familiarity import OF_FAMILIARITY, Familiarity, Kept
 from spherescan.estimators.fitted_classifier import (
+    OF_CALIBRATION,
     TENSORS,
+    Calibration,
     FittedClassifier,
     expect_sound,
     scale_of,
 )
-from spherescan.estimators.pages import Clock, page_of_classifier
+from spherescan.estimators.pages import page_of_classifier
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
     Padded,
@@ -47,7 +50,12 @@ from spherescan.estimators.sequences import (
     padded,
     seeded,
 )
-from spherescan.estimators.settings import expect_whole, network_settings, vocabulary_of
+from spherescan.estimators.settings import (
+    expect_whole,
+    network_settings,
+    say_what_is_ignored,
+    vocabulary_of,
+)
 from spherescan.estimators.stream import ClassAnswer, SeriesStream
 from spherescan.features import class_column, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
@@ -55,7 +63,8 @@ from spherescan.paths import user_path
 from spherescan.report import ClassAnswers, Known, page_path, without_own, write_page
 from spherescan.runs import read_checkpoint
 
-_NEAR = "near."  # begins the names of what a file holds of `Familiarity`
+# What begins the names of what a file holds of `Familiarity`, and of `Calibration`.
+_NEAR, _CALIBRATION = "near.", "calibration."
 
 
 class SequenceClassifier(ClassifierMixin, SeriesEstimator):
@@ -82,11 +91,16 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             `stream` can answer while a series comes in.
         selective: Whether the scan of the models depends on their input.
         max_steps: Most training steps of each model; by the number of series when None.
-        time_budget: Seconds for training all models, after which what they have learned counts;
-            results then depend on the machine. No limit when None.
+        time_budget: Seconds from the beginning of `fit` to the end of the training of models: they
+            get what fixed features leave of it, at least one step each, and what they have learned
+            by then counts; results then depend on the machine. Fixed features and the ridge take as
+            long as they do, so a warning says when these features alone took longer, or no model is
+            trained. No limit when None.
         early_stopping: Whether a tenth of the series of each model, dealt out class by class and
-            not learned from, ends its training when their loss no longer falls.
-        verbose: Whether to write the progress of the models to the standard error.
+            not learned from, ends its training when their loss no longer falls. A model of fewer
+            than 20 series keeps none apart.
+        verbose: Whether to write to the standard error what is done, and how far it is: fixed
+            features, models, the ridge and what decisions need.
         reserve_classes: How many classes what is saved keeps room for, see `add_classes`: until
             so many were added, `save` writes all features of the training series, 4 bytes each. In
             memory there is always room. (A few hundred features of each, by which `known_score`
@@ -188,8 +202,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 none of `classes_`: nothing can be learnt of it.
 
         Raises:
-            ValueError: What `fit` refuses, a label that `classes` of this call does not have, or a
-                classifier that was saved without room.
+            ValueError: What `fit` refuses, a first call with one class, a label that `classes` of
+                this call does not have, or a classifier that was saved without room.
             TypeError: A setting that is no whole number.
         """
         if classes is not None and y is not None:
@@ -212,12 +226,13 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
     def add_classes(self, X: Any, y: Any) -> "SequenceClassifier":
         """Learn classes that were not there, from a few series each, without training again.
 
-        What was decided between the classes there are stays as it is, bit for bit; see
-        `class_column` for how a new one is placed. Several in one call are placed in the order of
-        their labels, each beside those before it.
+        Cosines with the classes there are, and so decisions between them, stay as they are, bit for
+        bit; thresholds and the scale of probabilities are found anew. See `class_column` for how a
+        new one is placed: it gets a map of its own, and no row of `prototypes_`. Several in one
+        call are placed in the order of their labels, each beside those before it.
 
         Args:
-            X: Series of new classes; five each are enough to begin with.
+            X: Series of new classes; five each are enough to begin with. A single one is a guess.
             y: Their labels.
 
         Raises:
@@ -263,8 +278,34 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 added_reach=torch.cat(reach),
                 scale=scale_of(left_out, target),
                 described=rows,
+                calibration=None,
             ),
         )
+
+    def calibrate(self, X: Any, y: Any) -> "SequenceClassifier":
+        """Take the thresholds of `predict_open` and `predict_set` from series `fit` did not see.
+
+        Then both keep what they promise: of one more series like these the class is in the set with
+        the probability that is asked for at least, and it is called unknown, though its class is
+        known, with that of `rejection` at most, on the average over calibrating and new series.
+        Classes, cosines and probabilities stay as they are. Another call replaces the series; so
+        does any later fit, and classes that come later, with those of training, left out.
+
+        Args:
+            X: Series of any of the classes, drawn as those are that will be asked about.
+            y: Their labels.
+
+        Raises:
+            ValueError: X or y that `score` would refuse, or a label that is no class.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        rows = described(self, fitted.features, X)
+        target = class_indices(self.classes_, checked_labels(rows, y))
+        cosines = fitted.cosines(rows)
+        known = fitted.familiarity.score(cosines, fitted.familiarity.kept(rows))
+        self._fitted = replace(fitted, calibration=Calibration(cosines, target, known))
+        return self
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class whose prototype is nearest, for each series; shape (n_cases,)."""
@@ -301,7 +342,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         """Predict as `predict` does, but say when a series is like no class.
 
         A series is unknown when its `known_score` is below that which a share of `rejection` of
-        the training series had when they were left out.
+        the training series had when they were left out, or of those of `calibrate`.
 
         Args:
             X: Series.
@@ -312,7 +353,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             Labels as objects, of shape (n_cases,).
 
         Raises:
-            ValueError: Too few training series for such a rate, or a label that is a class.
+            ValueError: Too few series for such a rate, or a label that is a class.
         """
         check_is_fitted(self)
         threshold = self._threshold(rejection, unknown_label)
@@ -339,7 +380,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
 
         Args:
             X: Series.
-            coverage: That probability, on the average over training and new series.
+            coverage: That probability, on the average over training and new series; a promise after
+                `calibrate`, and about right before.
             never_empty: Whether the nearest class is always inside. An empty set, which is wrong,
                 says that no class fits; without any, sets hold the truth more often than asked
                 for where the classifier is right more often than that.
@@ -351,9 +393,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: A coverage outside 0..1.
         """
         check_is_fitted(self)
-        fitted = self._fitted
-        scores = lac_scores(probabilities(fitted.left_out, fitted.scale))
-        threshold = set_threshold(scores, fitted.target, coverage=coverage)
+        fitted, judged = self._fitted, self._fitted.judged
+        scores = lac_scores(probabilities(judged.cosines, fitted.scale))
+        threshold = set_threshold(scores, judged.target, coverage=coverage)
         found = lac_scores(probabilities(self._cosines(X), fitted.scale))
         return prediction_sets(found, threshold, never_empty=never_empty).numpy()
 
@@ -425,7 +467,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             self,
             answers,
             unknown=None if unknown is None else torch.from_numpy(self.known_score(unknown)),
-            left_out=left_out,
+            judged=fitted.judged,
             seconds=clock.seconds,
         )
         write_page(page, place)
@@ -487,6 +529,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         )
         tensors = {name: getattr(fitted, name) for name in TENSORS}
         tensors |= {_NEAR + name: getattr(fitted.familiarity, name) for name in OF_FAMILIARITY}
+        if fitted.calibration is not None:
+            tensors |= {_CALIBRATION + n: getattr(fitted.calibration, n) for n in OF_CALIBRATION}
         if fitted.described is not None and len(fitted.added_bias) < self.reserve_classes:
             tensors["described"] = fitted.described
         self._write(path, saved, tensors, fitted.features)
@@ -502,7 +546,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         with cls._reading(path):
             saved = saved_of(SavedClassifier, checkpoint.state, cls.__name__)
             tensors: dict[str, Any] = {name: checkpoint.tensors[name] for name in TENSORS}
-            features = saved.features(checkpoint.below(FEATURES))
+            features = saved.features(checkpoint.below(FEATURES), checkpoint.below(CURVES))
             tensors["described"] = checkpoint.tensors.get("described")
             labels = saved.classes()
             expect_sound(tensors, features, len(labels), saved.scale)
@@ -510,13 +554,18 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 checkpoint.below(_NEAR), Kept.of(features), tensors["target"]
             )
             fitted = FittedClassifier(
-                features, **tensors, scale=saved.scale, familiarity=familiarity
+                features,
+                **tensors,
+                scale=saved.scale,
+                familiarity=familiarity,
+                calibration=Calibration.of_state(checkpoint.below(_CALIBRATION), len(labels)),
             )
             made = cls(**saved.parameters(), reserve_classes=saved.reserve_classes)
             saved.restore(made, features, len(fitted.target))
         return made._keep(labels, fitted)
 
     def _fit(self, X: Any, y: Any) -> "SequenceClassifier":
+        clock = Clock()
         batch = padded(self, X, reset=True)
         labels = checked_labels(batch.x, y)
         self._expect_settings()
@@ -524,11 +573,15 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         if len(classes) < 2:
             raise ValueError(
                 f"y has the one class {classes.tolist()[0]!r}; a classifier needs at least two "
-                "classes"
+                "classes, and so does the first call of partial_fit, whatever its classes"
             )
         target = torch.from_numpy(indices)
-        features, rows, points = self._fit_features(batch, target, n_classes=len(classes))
-        return self._fit_rows(features, rows, classes, target, points)
+        features, rows, points = self._fit_features(
+            batch, target, n_classes=len(classes), clock=clock
+        )
+        self._fit_rows(features, rows, classes, target, points)
+        clock.look_at_ridge(len(target))
+        return self
 
     def _fit_rows(
         self,
@@ -560,12 +613,17 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         )
 
     def _fit_features(
-        self, batch: Padded, target: Int[Tensor, " n"], *, n_classes: int
+        self, batch: Padded, target: Int[Tensor, " n"], *, n_classes: int, clock: Clock
     ) -> tuple[SeriesFeatures, Float[Tensor, "n f"], Float[Tensor, "k e"]]:
         """Return fitted features, what they are of the training series, and where classes go."""
         settings = network_settings(self, len(target))
+        clock.verbose = settings.verbose
+        clock.look("reading the series")
         generator = seeded(self)
-        fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
+        fixed = None
+        if not settings.causal:
+            fixed = fitted_features(self, batch, clock=clock, generator=generator)
+        say_what_is_ignored(self, settings, clock, n_series=len(target))
         points = separated_prototypes(n_classes, n_classes - 1, generator=generator).points
         described_by = SeriesFeatures.fitted(
             fixed,
@@ -576,6 +634,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             settings,
             vocab_size=None if self.vocab_size is None else vocabulary_of(self),
             statistics=True,
+            clock=clock,
             generator=generator,
         )
         return *described_by, points
@@ -616,7 +675,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             raise ValueError(f"unknown_label is {unknown_label!r}; it must be a single label")
         if unknown_label in self.classes_.tolist():
             raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
-        return known_threshold(self._fitted.familiarity.left_out, rejection=rejection)
+        return known_threshold(self._fitted.judged.known, rejection=rejection)
 
     def _cosines_and_known(self, X: Any) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
         check_is_fitted(self)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
+from spherescan.estimators.clock import Clock
+from spherescan.estimators.curves import Curve
 from spherescan.estimators.networks import NetworkPlan, Networks, NetworkSettings
 from spherescan.features import (
     LEAST_DEVIATION,
@@ -37,6 +39,11 @@ class SeriesFeatures(nn.Module):
     Statistics of channels may follow. They are not for a ridge, but say how far a series is from
     others: one that is far can have the shape of one that is known.
 
+    Attributes:
+        curves: How networks learned, those that were dropped too; none of old files.
+        seconds: What each stage of the fit took; nothing of what was loaded, so that equal fits
+            make equal files.
+
     Args:
         fixed: None where networks alone describe.
         networks: None where fixed features alone describe.
@@ -50,6 +57,8 @@ class SeriesFeatures(nn.Module):
         if fixed is None and networks is None:
             raise ValueError("a series needs fixed features or networks to describe it")
         self.fixed, self.networks = fixed, networks
+        self.curves: tuple[Curve, ...] = ()
+        self.seconds: dict[str, float] = {}
         vocabularies = {each.vocab_size for each in (fixed, networks) if each is not None}
         if len(vocabularies) > 1:
             raise ValueError(f"fixed features and networks of other vocabularies: {vocabularies}")
@@ -74,6 +83,7 @@ class SeriesFeatures(nn.Module):
         *,
         vocab_size: int | None,
         statistics: bool,
+        clock: Clock,
         generator: Generator,
     ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
         """Fit networks where they are asked for.
@@ -89,6 +99,7 @@ class SeriesFeatures(nn.Module):
             settings: How many networks, and how they are trained.
             vocab_size: Of sequences of tokens.
             statistics: Whether statistics of channels follow; of tokens there are none.
+            clock: Has run since the fit began, and goes on.
             generator: Source of networks.
 
         Returns:
@@ -99,12 +110,22 @@ class SeriesFeatures(nn.Module):
             made, rows = cls(fixed[0], None), fixed[1]
         else:
             networks, left_out = Networks.fitted(
-                x, mask, target, prototypes, settings, vocab_size=vocab_size, generator=generator
+                x,
+                mask,
+                target,
+                prototypes,
+                settings,
+                vocab_size=vocab_size,
+                clock=clock,
+                generator=generator,
             )
+            clock.look("networks")
             if fixed is None:
                 made, rows = cls.of_networks(networks, left_out)
             else:
                 made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
+            made.curves = networks.curves
+        made.seconds = clock.seconds  # the same: stages that follow are added
         if not statistics or vocab_size is not None:
             return made, rows
         raw = made._statistics(x, mask)

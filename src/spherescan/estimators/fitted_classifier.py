@@ -25,8 +25,53 @@ TENSORS = (
     "added_reach",
 )  # fmt: skip
 
+# That a file has of series that thresholds were taken from.
+OF_CALIBRATION = ("cosines", "target", "known")
+
 # Smallest singular value of prototypes that span the sphere; those of a fit have at least 0.7.
 _LEAST_SPREAD = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What series got from which thresholds come: cosines, classes, and how much each is known."""
+
+    cosines: Float[Tensor, "m c"]
+    target: Int[Tensor, " m"]
+    known: Float[Tensor, " m"]
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor], n_classes: int) -> "Calibration | None":
+        """Make it again from its tensors, which may come from anyone; None where there are none.
+
+        Raises:
+            ValueError: A tensor is missing, of another shape or type, or holds a value that cannot
+                be.
+        """
+        if not state:
+            return None
+        missing = set(OF_CALIBRATION) - set(state)
+        if missing:
+            raise ValueError(f"no {min(missing)} of calibration")
+        n = len(state["cosines"])
+        shapes = {"cosines": (n, n_classes), "target": (n,), "known": (n,)}
+        for name, shape in shapes.items():
+            tensor = state[name]
+            wanted = torch.int64 if name == "target" else torch.float64
+            if tensor.shape != shape or tensor.dtype != wanted or n == 0:
+                raise ValueError(
+                    f"{name} of calibration is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                    f"which does not fit {n_classes} classes"
+                )
+        target = state["target"]
+        sound = (
+            (state["cosines"].abs() <= 1 + 1e-9).all()
+            & (state["known"].abs() <= torch.finfo(torch.float32).max).all()
+            & ((target >= 0) & (target < n_classes)).all()
+        )
+        if not bool(sound):
+            raise ValueError("calibration holds a value that cannot be")
+        return cls(**{name: state[name] for name in OF_CALIBRATION})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +80,8 @@ class FittedClassifier:
 
     `left_out` are the cosines of training series, `target` their classes, and `described` their
     features; none where they were not saved. The a classes that were added come last. `familiarity`
-    says how much a series is like those of training.
+    says how much a series is like those of training. `calibration` is of series that fitting did
+    not see; none before `calibrate`.
     """
 
     features: SeriesFeatures
@@ -50,6 +96,14 @@ class FittedClassifier:
     scale: float
     described: Float[Tensor, "n g"] | None
     familiarity: Familiarity
+    calibration: Calibration | None = None
+
+    @property
+    def judged(self) -> Calibration:
+        """What thresholds come from: series that fitting did not see, or else those left out."""
+        if self.calibration is not None:
+            return self.calibration
+        return Calibration(self.left_out, self.target, self.familiarity.left_out)
 
     def points(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m e"]:
         """Return where series lie among the corners, before they are seen from below."""

@@ -4,7 +4,6 @@ Letters: n series, l length, c channels, k classes, d prototype dimension.
 """
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,10 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from spherescan.allocator import memory_bytes
+from spherescan.estimators.clock import Clock
+from spherescan.estimators.curves import Curve
 from spherescan.features import unit_of
+from spherescan.losses import prototype_softmax_loss
 from spherescan.nn import ModelDescription, SequenceModel
 from spherescan.strict_json import typed
 from spherescan.train.in_memory import Plan, Series, fit_series, steps_for
@@ -47,9 +49,10 @@ class NetworkSettings:
         causal: Whether they read one way, so that a stream can.
         selective: Whether the scan depends on its input.
         max_steps: Most steps of each; by the number of series when missing.
-        time_budget: Seconds for all of them together; no limit when missing.
+        time_budget: Seconds from the beginning of the fit to the end of the last training; no limit
+            when missing.
         early_stopping: Whether a tenth of the series of each, kept apart, ends its training.
-        verbose: Whether to write a line for each tenth of a training to the standard error.
+        verbose: Whether to write lines about what is done to the standard error.
     """
 
     n_networks: int
@@ -110,6 +113,7 @@ class Networks(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.plan, self.description, self.stride = plan, plan.description, plan.stride
+        self.curves: tuple[Curve, ...] = ()
         n_channels = plan.description.n_channels or 0
         self.vocab_size = plan.description.vocab_size
         if (self.vocab_size is None) == (n_channels == 0) or not plan.description.pooling:
@@ -137,6 +141,7 @@ class Networks(nn.Module):
         settings: NetworkSettings,
         *,
         vocab_size: int | None = None,
+        clock: Clock | None = None,
         generator: Generator,
     ) -> tuple["Networks", Float[Tensor, "n d"]]:
         """Train them.
@@ -148,6 +153,7 @@ class Networks(nn.Module):
             prototypes: Of the classes.
             settings: How many, and how they are trained.
             vocab_size: Of sequences of tokens.
+            clock: Has run since the fit began; when missing, it begins here.
             generator: Source of the parts, of weights and of the order of training.
 
         Returns:
@@ -193,16 +199,17 @@ class Networks(nn.Module):
         series = Series(*made.prepared(x, mask), target)
         part = parts_of(target, settings.n_networks, generator=generator)
         left_out = torch.zeros(len(target), dim, dtype=torch.float64)
-        clock = _Clock(settings)
+        training = _Training(settings, clock or Clock(verbose=settings.verbose))
         n_left_out = _left_out_parts(settings.n_networks)
         for index in range(settings.n_networks):
             model = description.build(generator=generator, place=False)
             model.head.weight.copy_(prototypes.float())
             is_held = (part - index) % settings.n_networks < n_left_out
             learns, held = (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
-            trained = clock.train(index, model, series[learns], generator=generator)
+            trained = training.train(index, model, series[learns], generator=generator)
             made.models[index] = trained
             left_out[held] += _unit_vectors(trained, series.x[held], series.mask[held]).double()
+        made.curves = tuple(training.curves)
         return made, left_out / n_left_out
 
     @classmethod
@@ -308,12 +315,12 @@ def _unit_vectors(
     return torch.cat(found)
 
 
-class _Clock:
+class _Training:
     """Shares the time between networks, watches each, and tells of it."""
 
-    def __init__(self, settings: NetworkSettings) -> None:
-        self.settings = settings
-        self.began = time.perf_counter()
+    def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
+        self.settings, self.clock = settings, clock
+        self.curves: list[Curve] = []
 
     def train(
         self,
@@ -325,33 +332,67 @@ class _Clock:
     ) -> SequenceModel:
         """Train one network; where it may stop early, on all of its series but a tenth."""
         settings = self.settings
+        name = f"network {index + 1} of {settings.n_networks}"
         watched = None
         if settings.early_stopping and len(series.target) >= _FEWEST_TO_SPLIT:
             part = parts_of(series.target, _INNER_PARTS, generator=generator)
             watched = series[(part == 0).nonzero()[:, 0]]
             series = series[(part != 0).nonzero()[:, 0]]
+        elif settings.early_stopping:
+            self.clock.tell(
+                f"{name}, early_stopping is ignored: it learns from {len(series.target)} series, "
+                f"and a part is kept apart from {_FEWEST_TO_SPLIT} on"
+            )
         batch = _BATCH_OF_MANY if len(series.target) > _MANY else 16
         steps = steps_for(len(series.target), batch_size=batch)
         if settings.max_steps is not None:
             steps = min(steps, settings.max_steps)
         seconds = None
         if settings.time_budget is not None:
-            left = settings.time_budget - (time.perf_counter() - self.began)
+            left = settings.time_budget - self.clock.so_far
             # What is left is shared by those to come; the first step of each is always taken.
             seconds = max(0.0, left / (settings.n_networks - index))
         plan = Plan(steps, batch_size=batch, seconds=seconds, early_stopping=watched is not None)
         told, started = 0, time.perf_counter()
+        points: list[tuple[int, float]] = []
 
         def watch(step: int, loss: float) -> None:
             nonlocal told
+            points.append((step, loss))
             done = step / steps
             if seconds is not None:
                 done = max(done, min(1.0, (time.perf_counter() - started) / max(seconds, 1e-9)))
-            if settings.verbose and int(10 * done) > told:
+            if int(10 * done) > told:
                 told = int(10 * done)
-                sys.stderr.write(
-                    f"network {index + 1} of {settings.n_networks}, step {step} of {steps}, "
-                    f"loss {loss:.4f}, {time.perf_counter() - self.began:.0f} s\n"
-                )
+                so_far = f"loss {loss:.4f}, {self.clock.so_far:.0f} s"
+                self.clock.tell(f"{name}, step {step} of {steps}, {so_far}")
 
-        return fit_series(model, series, plan, held_out=watched, generator=generator, watch=watch)
+        trained = fit_series(
+            model, series, plan, held_out=watched, generator=generator, watch=watch
+        )
+        curve = _curve(points, trained, watched, scale=plan.scale)
+        self.curves.append(curve)
+        if watched is not None:
+            loss, share = curve.held_out.tolist()
+            self.clock.tell(
+                f"{name}, weights kept, held-out loss {loss:.4f}, held-out accuracy {share:.3f}, "
+                f"{self.clock.so_far:.0f} s"
+            )
+        return trained
+
+
+def _curve(
+    points: list[tuple[int, float]], model: SequenceModel, watched: Series | None, *, scale: float
+) -> Curve:
+    """Return how a network learned, and what it has become on the series that were watched."""
+    held_out: list[float] = []
+    if watched is not None:
+        z, prototypes = _unit_vectors(model, watched.x, watched.mask), model.head.prototypes
+        loss = prototype_softmax_loss(z, prototypes, watched.target, scale=scale).mean()
+        nearest = (z @ prototypes.T).argmax(1)
+        held_out = [float(loss), float((nearest == watched.target).double().mean())]
+    return Curve(
+        torch.tensor([step for step, _ in points], dtype=torch.int64),
+        torch.tensor([loss for _, loss in points], dtype=torch.float64),
+        torch.tensor(held_out, dtype=torch.float64),
+    )

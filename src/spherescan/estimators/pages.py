@@ -5,7 +5,6 @@ Letters: n series, k classes, d dimensions of the sphere.
 
 import html
 import platform
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,14 +23,17 @@ from spherescan.calibration import (
     probabilities,
     set_threshold,
 )
+from spherescan.estimators.fitted_classifier import Calibration
 from spherescan.report import (
     ClassAnswers,
+    NetworkCurve,
     NumberAnswers,
     Page,
     Section,
     Table,
     class_sphere,
     confusion,
+    network_curves,
     number_sphere,
     open_set,
     predicted_and_true,
@@ -50,7 +52,7 @@ def page_of_classifier(
     answers: ClassAnswers,
     *,
     unknown: Float[Tensor, " m"] | None,
-    left_out: ClassAnswers,
+    judged: Calibration,
     seconds: Mapping[str, float],
 ) -> Page:
     """Return the page of a classifier.
@@ -59,8 +61,9 @@ def page_of_classifier(
         estimator: Fitted.
         answers: About the series that are looked at.
         unknown: What `known_score` is of series of no class.
-        left_out: Answers about each training series, left out, which sets are made by.
-        seconds: What describing the series and answering took; nothing where neither was done.
+        judged: What sets are made by.
+        seconds: What describing the series and answering took; where neither was done, the page
+            has what the stages of the fit took.
     """
     of = "series given as unknown"
     sections = [
@@ -70,12 +73,13 @@ def page_of_classifier(
         open_set(
             answers, unknown, unknown_source="" if unknown is None else f"{len(unknown)} {of}"
         ),
-        _sets(answers, left_out),
-        *_parts(seconds, len(answers.target)),
+        _sets(answers, judged),
+        *_learning(estimator, "classes"),
+        *_parts(estimator, seconds, len(answers.target)),
     ]
     return Page(
         title=f"{type(estimator).__name__}: {len(answers.names)} classes",
-        subtitle=_subtitle(estimator, len(left_out.target), answers.source),
+        subtitle=_subtitle(estimator, len(estimator._fitted.target), answers.source),
         headline={
             "accuracy": f"{answers.accuracy:.3f}",
             "series": str(len(answers.target)),
@@ -103,7 +107,8 @@ def page_of_regressor(
         sections=[
             predicted_and_true(answers),
             number_sphere(answers),
-            *_parts(seconds, len(answers.target)),
+            *_learning(estimator, "in which part of the sorted values each lies"),
+            *_parts(estimator, seconds, len(answers.target)),
         ],
         facts=_facts(estimator, {"predictions lie in": f"{lower:.4g}..{upper:.4g}"}),
         commands={"An estimator with these settings": _code(estimator)},
@@ -126,32 +131,18 @@ def short_form(facts: Mapping[str, str]) -> str:
     return f'<table style="{_STYLE}">{rows}</table>'
 
 
-class Clock:
-    """Takes the time of what is done between two looks at it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def look(self, name: str) -> None:
-        """Say what the time since the last look was spent on."""
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
-
-
-def _sets(answers: ClassAnswers, left_out: ClassAnswers) -> Section:
+def _sets(answers: ClassAnswers, judged: Calibration) -> Section:
     """Tell how often sets of classes hold the true one, and how large they are."""
     key, title = "sets", "Prediction sets"
-    n = len(left_out.target)
+    n = len(judged.target)
     if n < _FEWEST:
-        return Section(key, title, f"{n} training series are too few to promise a coverage.")
+        return Section(key, title, f"{n} series are too few to tell a coverage.")
     assert answers.scale is not None
-    scores = lac_scores(probabilities(left_out.cosines, answers.scale))
+    scores = lac_scores(probabilities(judged.cosines, answers.scale))
     asked = lac_scores(probabilities(answers.cosines, answers.scale))
     rows = []
     for coverage in _COVERAGES:
-        threshold = set_threshold(scores, left_out.target, coverage=coverage)
+        threshold = set_threshold(scores, judged.target, coverage=coverage)
         sets = prediction_sets(asked, threshold, never_empty=False)
         held = sets.gather(1, answers.target[:, None]).double().mean()
         sizes = sets.sum(1)
@@ -171,17 +162,47 @@ def _sets(answers: ClassAnswers, left_out: ClassAnswers) -> Section:
         "Sets of classes that hold the true one as often as asked, on the average over training "
         "and new series. An empty set says that no class fits; one of several, that they cannot "
         "be told apart."
-        + (" Measured on the series that set their sizes." if answers is left_out else ""),
+        + (
+            " Measured on the series that set their sizes."
+            if answers.cosines is judged.cosines
+            else ""
+        ),
         table=Table(heads, tuple(rows)),
         fold=False,
     )
 
 
-def _parts(seconds: Mapping[str, float], n: int) -> list[Section]:
-    if not seconds:
+def _learning(estimator: BaseEstimator, what: str) -> list[Section]:
+    """Return the curves of networks that were trained, where they are known."""
+    features = estimator._fitted.features
+    if not any(curve.points for curve in features.curves):
         return []
+    n = len(features.curves)
+    curves = {
+        f"network {index} of {n}": NetworkCurve(curve.points, curve.in_the_end)
+        for index, curve in enumerate(features.curves, 1)
+    }
+    text = f"Loss of training of {n} networks, each of which learned {what} from other series."
+    if features.networks is None:
+        text += " They were dropped: on series that were left out, fixed features did better alone."
+    return [network_curves(curves, text=text)]
+
+
+def _parts(estimator: BaseEstimator, seconds: Mapping[str, float], n: int) -> list[Section]:
+    """Return where the time of the answers went; where none was measured, that of the fit."""
     of = f"the answers to {n} series"
-    return [slowest_parts(seconds, whole=sum(seconds.values()), of=of)]
+    if not seconds:
+        seconds, of = estimator._fitted.features.seconds, "the last call of fit"
+    whole = sum(seconds.values())
+    return [slowest_parts(seconds, whole=whole, of=of)] if whole else []
+
+
+def _fit_times(seconds: Mapping[str, float]) -> dict[str, dict[str, str]]:
+    """Return the seconds of a fit by stage, unless it was done elsewhere."""
+    if not seconds:
+        return {}
+    shown = {name: f"{value:.2f}" for name, value in seconds.items()}
+    return {"Seconds of the last call of fit": {**shown, "all": f"{sum(seconds.values()):.2f}"}}
 
 
 def _subtitle(estimator: BaseEstimator, n_trained: int, source: str) -> str:
@@ -201,6 +222,7 @@ def _facts(estimator: BaseEstimator, more: Mapping[str, str]) -> dict[str, dict[
             "series are described by": estimator._fitted.features.in_words,
             **more,
         },
+        **_fit_times(estimator._fitted.features.seconds),
         "Environment": {
             "spherescan": __version__,
             "torch": torch.__version__,

@@ -5,7 +5,7 @@ Letters: n series, f features.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.calibration import fit_half_width, intervals
-from spherescan.estimators.base import FEATURES, SeriesEstimator
+from spherescan.estimators.base import CURVES, FEATURES, SeriesEstimator
+from spherescan.estimators.clock import Clock
 from spherescan.estimators.description import SeriesFeatures
-from spherescan.estimators.pages import Clock, half_width_of, page_of_regressor
+from spherescan.estimators.pages import half_width_of, page_of_regressor
 from spherescan.estimators.saved import SavedRegressor, saved_of
 from spherescan.estimators.sequences import (
+    Padded,
     checked_values,
     described,
     described_in_parts,
@@ -31,7 +33,11 @@ from spherescan.estimators.sequences import (
     padded,
     seeded,
 )
-from spherescan.estimators.settings import network_settings, vocabulary_of
+from spherescan.estimators.settings import (
+    network_settings,
+    say_what_is_ignored,
+    vocabulary_of,
+)
 from spherescan.estimators.stream import NumberAnswer, SeriesStream
 from spherescan.features import cosine_of_height, seen_from_below, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
@@ -48,7 +54,11 @@ _RESOLUTION = 1e-12  # of values, below which their range is rounding
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fitted:
-    """What fitting found; values of the n training series and what they get left out."""
+    """What fitting found; values of the n training series and what they get left out.
+
+    `calibration` has predictions and values of series that fitting did not see; none before
+    `calibrate`.
+    """
 
     features: SeriesFeatures
     weight: Float[Tensor, " f"]
@@ -58,6 +68,14 @@ class _Fitted:
     lower: float
     upper: float
     described: Float[Tensor, "n g"] | None = None
+    calibration: Float[Tensor, "2 m"] | None = None
+
+    @property
+    def judged(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """Predictions and values that intervals come from; of training series left out, or not."""
+        if self.calibration is None:
+            return self.left_out, self.target
+        return self.calibration[0], self.calibration[1]
 
     def heights(self, described: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
         """Return how high series lie, before they are seen from the origin."""
@@ -92,11 +110,12 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             `stream` can answer while a series comes in.
         selective: Whether the scan of the models depends on their input.
         max_steps: Most training steps of each model; by the number of series when None.
-        time_budget: Seconds for training all models; see `SequenceClassifier`.
+        time_budget: Seconds from the beginning of `fit` to the end of the training of models; see
+            `SequenceClassifier`.
         early_stopping: Whether a tenth of the series of each model ends its training.
         margin: How far beyond the training values predictions may go on each side, in widths of
             their range, from 0.01 to 1000.
-        verbose: Whether to write the progress of the models to the standard error.
+        verbose: Whether to write to the standard error what is done, and how far it is.
         vocab_size: How many tokens there are, whole numbers from 0, when X is sequences of them; of
             texts the tokens are bytes: 256. Fixed features are then `NGrams`: runs of one to four
             tokens, those that occur in the most sequences, at most `n_features` of each length.
@@ -208,28 +227,52 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         """Return the value of each series, of shape (n_cases,)."""
         return self._values(X).numpy()
 
+    def calibrate(self, X: Any, y: Any) -> "SequenceRegressor":
+        """Take the width of `predict_interval` from series `fit` did not see.
+
+        Then it keeps what it promises: the interval of one more series like these holds its value
+        with the probability that is asked for at least, on the average over calibrating and new
+        series. Predictions stay as they are. Another call replaces the series; any later fit, those
+        of training, left out.
+
+        Args:
+            X: Series, drawn as those are that will be asked about.
+            y: Their values.
+
+        Raises:
+            ValueError: X or y that `score` would refuse.
+        """
+        check_is_fitted(self)
+        fitted = self._fitted
+        rows = described(self, fitted.features, X)
+        found = torch.stack([fitted.values(rows), checked_values(rows, y)])
+        self._fitted = replace(fitted, calibration=found)
+        return self
+
     def predict_interval(self, X: Any, *, coverage: float = 0.9) -> NDArray[np.float64]:
         """Return an interval for each series that holds its value with a probability.
 
-        All are as wide: as the errors of that share of the training series, left out.
+        All are as wide: as the errors of that share of the training series, left out, or of those
+        of `calibrate`.
 
         Args:
             X: Series.
-            coverage: That probability, on the average over training and new series.
+            coverage: That probability, on the average over training and new series; a promise after
+                `calibrate`, and about right before.
 
         Returns:
             Lower and upper end, of shape (n_cases, 2).
 
         Raises:
-            ValueError: A coverage outside 0..1, or one that so few training series cannot tell.
+            ValueError: A coverage outside 0..1, or one that so few series cannot tell.
         """
         check_is_fitted(self)
-        fitted = self._fitted
-        half = fit_half_width(fitted.left_out, fitted.target, coverage=coverage)
+        predicted, target = self._fitted.judged
+        half = fit_half_width(predicted, target, coverage=coverage)
         if math.isinf(half):
             raise ValueError(
-                f"{len(fitted.target)} training series cannot tell a coverage of {coverage}; "
-                f"ask for at most {_rounded_down(len(fitted.target))}"
+                f"{len(target)} series cannot tell a coverage of {coverage}; ask for at most "
+                f"{_rounded_down(len(target))}"
             )
         return intervals(self._values(X), half).numpy()
 
@@ -272,7 +315,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         clock = Clock()
         source = f"{len(fitted.target)} training series, each left out"
         predicted, target = fitted.left_out, fitted.target
-        caution = " That width was set by these series."
+        caution = "" if fitted.calibration is not None else " That width was set by these series."
         if X is not None or y is not None:
             rows = described(self, fitted.features, X)
             clock.look("features")
@@ -286,7 +329,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             target,
             torch.stack([cosines, (1 - cosines.square()).clamp(min=0).sqrt()], 1),
             torch.tensor([1.0, 0.0], dtype=torch.float64),
-            half_width=half_width_of(fitted.left_out, fitted.target),
+            half_width=half_width_of(*fitted.judged),
             caution=caution,
         )
         page = page_of_regressor(self, answers, n_trained=len(fitted.target), seconds=clock.seconds)
@@ -319,6 +362,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             upper=fitted.upper,
         )
         tensors = {name: getattr(fitted, name) for name in _TENSORS}
+        if fitted.calibration is not None:
+            tensors["calibration"] = fitted.calibration
         self._write(path, saved, tensors, fitted.features)
 
     @classmethod
@@ -332,25 +377,46 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         with cls._reading(path):
             saved = saved_of(SavedRegressor, checkpoint.state, cls.__name__)
             tensors = {name: checkpoint.tensors[name] for name in _TENSORS}
-            features = saved.features(checkpoint.below(FEATURES))
+            features = saved.features(checkpoint.below(FEATURES), checkpoint.below(CURVES))
             _expect_sound(tensors, features.n_features, largest=max(-saved.lower, saved.upper))
-            fitted = _Fitted(features, **tensors, lower=saved.lower, upper=saved.upper)
+            fitted = _Fitted(
+                features,
+                **tensors,
+                lower=saved.lower,
+                upper=saved.upper,
+                calibration=_sound_calibration(checkpoint.tensors.get("calibration")),
+            )
             made = cls(**saved.parameters(), margin=_margin_of(saved.margin))
             saved.restore(made, features, len(fitted.target))
         return made._keep(fitted)
 
     def _fit(self, X: Any, y: Any) -> "SequenceRegressor":
+        clock = Clock()
         batch = padded(self, X, reset=True)
         target = checked_values(batch.x, y)
         if len(target) < 2:
             raise ValueError("got 1 sample; a regressor needs at least two")
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
-        settings = network_settings(self, len(target))
-        generator = seeded(self)
-        fixed = None if settings.causal else fitted_features(self, batch, generator=generator)
         goal = to_cosine(target, lower=lower, upper=upper)
+        features, rows = self._fit_features(batch, target, goal, clock=clock)
+        self._fit_rows(features, rows, target)
+        clock.look_at_ridge(len(target))
+        return self
+
+    def _fit_features(
+        self, batch: Padded, target: Float[Tensor, " n"], goal: Float[Tensor, " n"], *, clock: Clock
+    ) -> tuple[SeriesFeatures, Float[Tensor, "n f"]]:
+        """Return fitted features, and what they are of the training series."""
+        settings = network_settings(self, len(target))
+        clock.verbose = settings.verbose
+        clock.look("reading the series")
+        generator = seeded(self)
+        fixed = None
+        if not settings.causal:
+            fixed = fitted_features(self, batch, clock=clock, generator=generator)
+        say_what_is_ignored(self, settings, clock, n_series=len(target))
         bins, prototypes = _bins_of(target)
-        features, rows = SeriesFeatures.fitted(
+        return SeriesFeatures.fitted(
             fixed,
             *batch,
             bins,
@@ -359,9 +425,9 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             settings,
             vocab_size=None if self.vocab_size is None else vocabulary_of(self),
             statistics=False,
+            clock=clock,
             generator=generator,
         )
-        return self._fit_rows(features, rows, target)
 
     def _fit_rows(
         self, features: SeriesFeatures, rows: Float[Tensor, "n f"], target: Float[Tensor, " n"]
@@ -412,6 +478,21 @@ def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: fl
         of_range = name in {"left_out", "target"}
         if bool((tensor.abs() > (largest if of_range else torch.finfo(torch.float32).max)).any()):
             raise ValueError(f"{name} holds a value that is too large")
+
+
+def _sound_calibration(found: Tensor | None) -> Tensor | None:
+    """Check what came from a file.
+
+    Raises:
+        ValueError: Another shape or type, or a value that cannot be.
+    """
+    if found is None:
+        return None
+    if found.dtype != torch.float64 or found.shape[:1] != (2,) or found.ndim != 2:
+        raise ValueError(f"calibration is {found.dtype} of shape {tuple(found.shape)}")
+    if not found.numel() or not bool(found.isfinite().all()):
+        raise ValueError("calibration holds nothing, or a value that is not finite")
+    return found
 
 
 def _bins_of(target: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, "k d"]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from spherescan.estimators.curves import curves_of_state
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.networks import NetworkPlan
 from spherescan.estimators.settings import (
@@ -99,10 +100,19 @@ class Saved:
             "random_state": self.random_state,
         }
 
-    def features(self, state: Mapping[str, Tensor]) -> SeriesFeatures:
-        """Make features again; what is raised, `SeriesFeatures.of_state` and `NetworkPlan` say."""
+    def features(self, state: Mapping[str, Tensor], curves: Mapping[str, Tensor]) -> SeriesFeatures:
+        """Make features again, with their learning curves.
+
+        What is raised, `SeriesFeatures.of_state`, `NetworkPlan` and `curves_of_state` say.
+        """
         plan = None if self.plan is None else NetworkPlan.from_json(self.plan)
-        return SeriesFeatures.of_state(state, self.length, self.vocab_size, plan)
+        features = SeriesFeatures.of_state(state, self.length, self.vocab_size, plan)
+        features.curves = curves_of_state(curves)
+        if features.curves and plan is not None and len(features.curves) != plan.n_networks:
+            raise ValueError(
+                f"{len(features.curves)} learning curves of {plan.n_networks} networks"
+            )
+        return features
 
     def restore(self, estimator: BaseEstimator, features: SeriesFeatures, n_series: int) -> None:
         """Give a new estimator what fitting to X gave the saved one.

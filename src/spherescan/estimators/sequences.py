@@ -3,8 +3,10 @@
 Letters: n series, l length of the longest, c channels.
 """
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from sklearn.utils.validation import (
 from torch import Generator, Tensor
 
 from spherescan.allocator import memory_bytes
+from spherescan.estimators.clock import Clock
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.frames import (
     expect_channel_names,
@@ -40,6 +43,12 @@ from spherescan.features import FixedFeatures, NGrams
 
 # Of new series so many features are held at once.
 _FEATURES_AT_ONCE = 1 << 22
+# Of a channel's quartile range: farther out, one value spoils what is learned of the others.
+_FAR = 1e6
+# Seconds of fixed features that more than one line is written about.
+_LONG = 2.0
+# Values that tell quartiles.
+_ENOUGH = 100_000
 # That fitting takes for each series and each of `n_features`: as many of differences or of other
 # lengths come on top, and there are copies.
 _FEATURE_BYTES = 24
@@ -71,7 +80,8 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
     if estimator.vocab_size is not None:
         return _padded_tokens(estimator, X, reset=reset)
     masked = _may_miss(estimator)
-    series = _series(estimator, X, reset=reset, masked=masked)
+    with _texts_named(X):
+        series = _series(estimator, X, reset=reset, masked=masked)
     n_channels = series[0].shape[0]
     if reset:
         estimator.n_channels_ = n_channels
@@ -90,12 +100,55 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         elif not hasattr(estimator, "channel_means_"):
             raise ValueError('this estimator was fitted with missing="refuse"; fit it again')
         series = [_filled(values, estimator.channel_means_) for values in series]
+    _expect_float32(series)
+    if reset:
+        _warn_of_far(series)
+    return _stacked(series)
+
+
+def _expect_float32(series: list[NDArray[np.float64]]) -> None:
+    """Check that values are not too large; ValueError says which series has one."""
     for index, values in enumerate(series):
         if np.abs(values).max() > np.finfo(np.float32).max:
             raise ValueError(
                 f"series {index} of X holds a value too large for dtype('float32'); rescale it"
             )
-    return _stacked(series)
+
+
+def _warn_of_far(series: list[NDArray[np.float64]]) -> None:
+    """Warn of the first value beside which those of its channel are all the same."""
+    every = max(1, sum(values.shape[1] for values in series) // _ENOUGH)
+    some = np.concatenate([values[:, ::every] for values in series], 1)
+    low, middle, high = np.quantile(some, [0.25, 0.5, 0.75], axis=1)[..., None]
+    limit = np.where(high > low, _FAR * (high - low), np.inf)
+    for index, values in enumerate(series):
+        far = np.abs(values - middle) > limit
+        if far.any():
+            channel, time = np.argwhere(far)[0].tolist()
+            warnings.warn(
+                f"series {index} of X has {values[channel, time]:g} in channel {channel} at time "
+                f"{time}, more than {_FAR:g} times as far from the middle as half of that channel: "
+                "beside it the others may all look the same; correct it, or make it NaN with "
+                'missing="mask"',
+                stacklevel=2,
+            )
+            return
+
+
+@contextmanager
+def _texts_named(X: Any) -> Iterator[None]:
+    """Name the series that holds a text which is no number: NumPy tells the text alone."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("could not convert"):
+            raise
+        for index, values in enumerate(X if isinstance(X, list | tuple) else np.atleast_1d(X)):
+            try:
+                np.asarray(values, dtype=np.float64)
+            except ValueError as strange:
+                raise ValueError(f"series {index} of X: {strange}; it has to be a number") from None
+        raise
 
 
 def _expect_finite(values: NDArray[np.float64], index: int, *, may_miss: bool) -> None:
@@ -389,13 +442,14 @@ def seeded(estimator: BaseEstimator) -> Generator:
 
 
 def fitted_features(
-    estimator: BaseEstimator, batch: Padded, *, generator: Generator
+    estimator: BaseEstimator, batch: Padded, *, clock: Clock | None = None, generator: Generator
 ) -> tuple[FixedFeatures | NGrams, Float[Tensor, "n f"]]:
     """Fit fixed features to training series.
 
     Args:
         estimator: Has the settings `n_features` and `vocab_size`.
         batch: The series.
+        clock: Has run since the fit began; when missing, it begins here and tells nothing.
         generator: Source of kernels.
 
     Returns:
@@ -414,16 +468,43 @@ def fitted_features(
             f"n_features is {estimator.n_features}; of {n} series they take more than half of this "
             "machine's memory: choose fewer, or give fewer series"
         )
+    clock = clock or Clock()
+    features: FixedFeatures | NGrams
     if estimator.vocab_size is not None:
-        ngrams = NGrams(vocabulary_of(estimator), n_features=int(estimator.n_features))
-        return ngrams, ngrams.fit(*batch)
-    features = FixedFeatures(
-        batch.x.shape[2],
-        batch.x.shape[1],
-        n_features=int(estimator.n_features),
-        generator=generator,
-    )
-    return features, features.fit(*batch, generator=generator)
+        features = NGrams(vocabulary_of(estimator), n_features=int(estimator.n_features))
+        rows = features.fit(*batch)
+    else:
+        features = FixedFeatures(
+            batch.x.shape[2],
+            batch.x.shape[1],
+            n_features=int(estimator.n_features),
+            generator=generator,
+        )
+        with _groups_told(features, clock):
+            rows = features.fit(*batch, generator=generator)
+    spent = clock.look("fixed features")
+    clock.tell(f"fixed features, {n} series, {rows.shape[1]} features, {spent:.1f} s")
+    return features, rows
+
+
+@contextmanager
+def _groups_told(features: FixedFeatures, clock: Clock) -> Iterator[None]:
+    """Tell of each group of convolutions that is done but the last, where they take long."""
+    groups = list(features.children())
+
+    def told(index: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            if clock.since_look > _LONG:
+                clock.tell(f"fixed features, group {index} of {len(groups)}, {clock.so_far:.0f} s")
+
+        return hook
+
+    handles = [g.register_forward_hook(told(i)) for i, g in enumerate(groups[:-1], 1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def described(estimator: BaseEstimator, features: SeriesFeatures, X: Any) -> Float[Tensor, "n f"]:

@@ -1,12 +1,14 @@
 """Settings of estimators, which scikit-learn has looked at when they are fitted."""
 
 import math
+import warnings
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from spherescan.estimators.clock import Clock
 from spherescan.estimators.networks import NetworkSettings
 from spherescan.features import expect_vocabulary
 
@@ -111,3 +113,42 @@ def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings
         early_stopping=bool(estimator.early_stopping),
         verbose=bool(estimator.verbose),
     )
+
+
+def say_what_is_ignored(
+    estimator: BaseEstimator, settings: NetworkSettings, clock: Clock, *, n_series: int
+) -> None:
+    """Say, when fixed features are found, which settings of networks do nothing, and why.
+
+    Warns:
+        UserWarning: Fixed features took all of `time_budget`, or it is set and no network is
+            trained, or `early_stopping` is and n_networks=0. That `early_stopping` waits for more
+            series is told with `verbose` alone: a search over settings fits to parts of them.
+    """
+    limit, spent = settings.time_budget, clock.so_far
+    over = limit is not None and spent > limit and not settings.causal
+    took = (
+        f"time_budget is {limit} s and the fixed features of {n_series} series took {spent:.1f} s"
+    )
+    fewer = f"choose fewer than n_features={estimator.n_features}"
+    if settings.n_networks:
+        if over:
+            _warn(f"{took}, so each network gets a single step; {fewer}, or a larger time_budget")
+        return
+    auto = isinstance(estimator.n_networks, str)
+    many = _MANY_SERIES if estimator.vocab_size is None else _MANY_SEQUENCES
+    none = f"no network is trained ({f'fewer than {many} get none' if auto else 'n_networks is 0'})"
+    names = ("max_steps", "time_budget", "early_stopping")
+    ignored = " and ".join(name for name in names if getattr(settings, name))
+    nothing = f"{none}, and {ignored} is for networks alone; set n_networks={_USUAL_NETWORKS} to "
+    nothing += f"train some, or leave {ignored} out"
+    if over:
+        _warn(f"{took}; {none}, and nothing else is cut short; {fewer}, or leave time_budget out")
+    elif limit is not None or (settings.early_stopping and not auto):
+        _warn(nothing)
+    elif ignored:
+        clock.tell(nothing)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=6)  # to whoever called `fit`

@@ -17,16 +17,9 @@ from torch.nn import functional
 
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.frames import is_frame, values_of
-from spherescan.estimators.networks import Networks
 from spherescan.estimators.sequences import checked_tokens, has_masked
 from spherescan.features import RunningStatistics
-from spherescan.nn import (
-    StreamState,
-    digest_of_weights,
-    extend_stream,
-    read_out_stream,
-    start_stream,
-)
+from spherescan.nn import StreamedModel, StreamState, digest_of_weights
 from spherescan.runs import restore_stream_state, write_stream_state
 
 # Positions that go through the networks at once: it bounds the memory of a push.
@@ -94,6 +87,7 @@ class SeriesStream(Generic[A]):
                 "read from the end too; fit one with causal=True"
             )
         self._features, self._networks, self._answer = features, features.networks, answer
+        self._models = [StreamedModel(model) for model in features.networks.each()]
         self._digest: Tensor | None = None
         self.reset()
 
@@ -108,7 +102,7 @@ class SeriesStream(Generic[A]):
         if self._features.n_statistics:
             self._statistics = RunningStatistics.of_nothing(self._networks.n_channels)
         with torch.inference_mode():
-            self._states = [start_stream(model, batch=1) for model in self._networks.each()]
+            self._states = [model.start(batch=1) for model in self._models]
         self._n_steps = 0
         # Samples of the last stride, which the next ones may complete; tokens come one by one.
         self._open = self._networks.nothing()
@@ -131,7 +125,7 @@ class SeriesStream(Generic[A]):
         n_steps = self._n_steps + len(rows)
         if n_steps == 0:
             raise ValueError("nothing has been pushed; give at least one sample")
-        networks, stride = self._networks, self._networks.stride
+        stride = self._networks.stride
         with torch.inference_mode():
             statistics = None if self._statistics is None else self._statistics.extended(rows)
             rows = torch.cat([self._open, rows])
@@ -140,10 +134,12 @@ class SeriesStream(Generic[A]):
             if stride > 1:
                 done = done.reshape(-1, stride, rows.shape[1]).mean(1)
             rest = rows[whole:].clone()
-            states = _extended(networks, self._states, done)
+            states = _extended(self._models, self._states, done)
             # An unfinished stride counts as far as it goes, for this answer alone.
-            seen = _extended(networks, states, rest.mean(0, keepdim=True)) if len(rest) else states
-            z = _mean_vector(networks, seen)
+            seen = states
+            if len(rest):
+                seen = _extended(self._models, states, rest.mean(0, keepdim=True))
+            z = _mean_vector(self._models, seen)
             values = None if statistics is None else statistics.values()
             described = self._features.of_stream(z, values)
             if not bool(described.isfinite().all()):
@@ -259,19 +255,21 @@ class SeriesStream(Generic[A]):
 
 
 def _extended(
-    networks: Networks, states: list[StreamState], rows: Float[Tensor, "l c"] | Int[Tensor, " l"]
+    models: list[StreamedModel],
+    states: list[StreamState],
+    rows: Float[Tensor, "l c"] | Int[Tensor, " l"],
 ) -> list[StreamState]:
     for begin in range(0, len(rows), _PIECE):
         piece = rows[begin : begin + _PIECE]
         piece = piece.float() if piece.is_floating_point() else piece
-        pairs = zip(networks.each(), states, strict=True)
-        states = [extend_stream(model, state, piece[None]) for model, state in pairs]
+        pairs = zip(models, states, strict=True)
+        states = [model.extend(state, piece[None]) for model, state in pairs]
     return states
 
 
-def _mean_vector(networks: Networks, states: list[StreamState]) -> Float[Tensor, "1 d"]:
+def _mean_vector(models: list[StreamedModel], states: list[StreamState]) -> Float[Tensor, "1 d"]:
     found = [
-        functional.normalize(read_out_stream(model, state), dim=1).double()
-        for model, state in zip(networks.each(), states, strict=True)
+        functional.normalize(model.read_out(state), dim=1).double()
+        for model, state in zip(models, states, strict=True)
     ]
     return torch.stack(found).mean(0)

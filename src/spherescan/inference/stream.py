@@ -19,11 +19,9 @@ from spherescan.inference.decision import confidences, decide, expect_moderate
 from spherescan.nn import (
     ModelDescription,
     SequenceModel,
+    StreamedModel,
     StreamState,
     digest_of_weights,
-    extend_stream,
-    read_out_stream,
-    start_stream,
 )
 from spherescan.runs import restore_stream_state, write_stream_state
 
@@ -100,6 +98,7 @@ class Stream:
                 "(--model.bidirectional false)"
             )
         self._description, self._model, self._task = description, model, task
+        self._streamed = StreamedModel(model)
         self._scale = scale
         self._digest: Tensor | None = None
         self.reset()
@@ -112,7 +111,7 @@ class Stream:
     def reset(self) -> None:
         """Begin a new sequence."""
         with torch.inference_mode():
-            self._n_steps, self._state = 0, start_stream(self._model, batch=1)
+            self._n_steps, self._state = 0, self._streamed.start(batch=1)
 
     def push(self, chunk: ArrayLike) -> Prediction:
         """Go on with the sequence, and answer for all of it.
@@ -134,7 +133,7 @@ class Stream:
         with torch.inference_mode():
             state = self._state
             for piece in _pieces(inputs):
-                state = extend_stream(self._model, state, piece)
+                state = self._streamed.extend(state, piece)
             prediction = self._prediction(state, n_steps)
         self._state, self._n_steps = state, n_steps
         return prediction
@@ -200,7 +199,7 @@ class Stream:
         return samples
 
     def _prediction(self, state: StreamState, n_steps: int) -> Prediction:
-        cosines = self._model.head(read_out_stream(self._model, state))
+        cosines = self._model.head(self._streamed.read_out(state))
         (value,) = decide(self._task, cosines)
         sure = confidences(self._task, cosines, scale=self._scale)
         return Prediction(

@@ -13,13 +13,7 @@ from spherescan.nn.pooling import POOLING_NAMES, AttentionPool, Pooling
 from spherescan.nn.prototypes import PrototypeHead
 from spherescan.nn.published import load_published
 from spherescan.nn.separation import separation_bound
-from spherescan.nn.streaming import (
-    StreamState,
-    digest_of_weights,
-    extend_stream,
-    read_out_stream,
-    start_stream,
-)
+from spherescan.nn.streaming import StreamedModel, StreamState, digest_of_weights
 
 __all__ = [
     "MIXERS",
@@ -38,13 +32,11 @@ __all__ = [
     "SequenceModel",
     "SeriesEmbedding",
     "StreamState",
+    "StreamedModel",
     "digest_of_weights",
-    "extend_stream",
     "freeze",
     "insert_blocks",
     "load_published",
-    "read_out_stream",
     "separated_prototypes",
     "separation_bound",
-    "start_stream",
 ]

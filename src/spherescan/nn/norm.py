@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spherescan.ops import add_rms_norm
 
 # Of the published implementation.
-_EPS = 1e-5
+EPSILON = 1e-5
 
 
 class ResidualNorm(nn.Module):
@@ -43,4 +43,4 @@ class ResidualNorm(nn.Module):
             and torch.is_autocast_enabled("cpu")
         )
         dtype = torch.get_autocast_dtype("cpu") if short else None
-        return add_rms_norm(x, update, self.weight, eps=_EPS, dtype=dtype)
+        return add_rms_norm(x, update, self.weight, eps=EPSILON, dtype=dtype)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from spherescan.nn.pooling import AttentionPool, Pooling
 
@@ -75,6 +76,14 @@ def extend_pool(
     return {kind: _extend(kept, x, attention) for kind, kept in running.items()}
 
 
+def extend_pool_by_one(
+    pool: Pooling | None, running: RunningPool, x: Float[Tensor, "b m"]
+) -> RunningPool:
+    """Add one position: what `extend_pool` does, bit for bit, without sums over a single one."""
+    attention = None if pool is None else pool.attention
+    return {kind: _extend_by_one(kept, x, attention) for kind, kept in running.items()}
+
+
 def pooled(running: RunningPool, dtype: torch.dtype) -> Float[Tensor, "b p"]:
     """Return what `Pooling` makes of all positions so far, at least one."""
     return torch.cat([_value(kept).to(dtype) for kept in running.values()], dim=1)
@@ -109,6 +118,28 @@ def _extend(kept: Running, x: Tensor, attention: AttentionPool | None) -> Runnin
         case RunningAttention():
             assert attention is not None
             return _attend(kept, x, attention.query(x))
+
+
+def _extend_by_one(
+    kept: Running, x: Float[Tensor, "b m"], attention: AttentionPool | None
+) -> Running:
+    match kept:
+        case RunningLast():
+            return RunningLast(x.clone())
+        case RunningMean(total, length):
+            return RunningMean(total + x.double(), length + 1)
+        case RunningMax(value):
+            return RunningMax(torch.maximum(value, x))
+        case RunningAttention(before, weight, total):
+            assert attention is not None
+            scores = functional.linear(x, attention.query.weight).double()
+            top = torch.maximum(before, scores)
+            shrink, added = torch.exp(before - top), torch.exp(scores - top)
+            return RunningAttention(
+                top,
+                weight * shrink + added,
+                total * shrink[:, :, None] + added[:, :, None] * x.double()[:, None],
+            )
 
 
 def _attend(

@@ -17,8 +17,11 @@ from spherescan.nn.front_end import ConvolutionState
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba, MambaState
 from spherescan.nn.model import SequenceModel
+from spherescan.nn.one_position import OnePosition, takes_one_position
 from spherescan.nn.pooling import Pooling
-from spherescan.nn.running import RunningPool, extend_pool, pooled, start_pool
+from spherescan.nn.running import RunningPool, extend_pool, extend_pool_by_one, pooled, start_pool
+from spherescan.ops import native
+from spherescan.ops.form import selected_form
 
 # The name of the last head beside those of local heads, which are numbers of blocks.
 _LAST = "last"
@@ -73,65 +76,113 @@ class StreamState(NamedTuple):
         return StreamState(mixers, pools, convolutions)
 
 
-def start_stream(model: SequenceModel, *, batch: int) -> StreamState:
-    """Return the state before the first position of `batch` sequences.
+class StreamedModel:
+    """Read a model position by position.
+
+    Single positions under `torch.inference_mode` go the short way of `OnePosition` where the
+    kernels take the model, with the same bits. Weights that change count from the next position on;
+    where another module or parameter takes the place of one, make another `StreamedModel`.
+
+    Args:
+        model: In eval mode.
 
     Raises:
         ValueError: A bidirectional model.
     """
-    mixers = [_mixer(block) for block in model.layers]
-    sizes = {"batch": batch, "d_model": mixers[0].d_model}
-    dtype = model.head.weight.dtype
-    pools = {n: start_pool(pool, **sizes, dtype=dtype) for n, pool in _pools(model).items()}
-    front = model.embedding
-    convolutions = front.initial_state(batch) if isinstance(front, SeriesEmbedding) else ()
-    return StreamState(tuple(mixer.initial_state(batch) for mixer in mixers), pools, convolutions)
 
+    def __init__(self, model: SequenceModel) -> None:
+        self._model = model
+        self._mixers = [_mixer(block) for block in model.layers]
+        self._weights = list(model.state_dict(keep_vars=True).values())
+        self._one: OnePosition | None = None
+        self._made_for: tuple[int, ...] = ()
 
-def extend_stream(
-    model: SequenceModel, state: StreamState, inputs: Int[Tensor, "b l"] | Float[Tensor, "b l c"]
-) -> StreamState:
-    """Read positions, at least one.
+    def __reduce__(self) -> tuple[type["StreamedModel"], tuple[SequenceModel]]:
+        """Leave out of a copy what is only addresses."""
+        return StreamedModel, (self._model,)
 
-    Args:
-        model: In eval mode.
-        state: What the positions before have left. It is not changed.
-        inputs: Token ids, or series.
-    """
-    x, convolutions = _begin(model, inputs, state)
-    update = None
-    alone = x.shape[1] == 1
-    if alone:
-        x = x[:, 0]
-    mixers, pools = [], {}
-    for index, (block, before) in enumerate(zip(model.layers, state.mixers, strict=True)):
-        assert isinstance(block, Block)
-        mixer = _mixer(block)
-        normed, x = block.norm(x, update)
-        update, after = (mixer.step if alone else mixer)(normed, before)
-        mixers.append(after)
-        if (name := str(index)) in state.pools:
-            head = _local_head(model, name)
-            pools[name] = _pool_more(head.pool, state.pools[name], head.norm(x + update)[0])
-    pools[_LAST] = _pool_more(model.pool, state.pools[_LAST], model.norm_f(x, update)[0])
-    return StreamState(tuple(mixers), pools, convolutions)
+    def start(self, *, batch: int) -> StreamState:
+        """Return the state before the first position of `batch` sequences."""
+        model = self._model
+        sizes = {"batch": batch, "d_model": self._mixers[0].d_model}
+        dtype = model.head.weight.dtype
+        pools = {n: start_pool(pool, **sizes, dtype=dtype) for n, pool in _pools(model).items()}
+        front = model.embedding
+        convolutions = front.initial_state(batch) if isinstance(front, SeriesEmbedding) else ()
+        mixers = tuple(mixer.initial_state(batch) for mixer in self._mixers)
+        return StreamState(mixers, pools, convolutions)
 
+    def extend(
+        self, state: StreamState, inputs: Int[Tensor, "b l"] | Float[Tensor, "b l c"]
+    ) -> StreamState:
+        """Read positions, at least one.
 
-def read_out_stream(model: SequenceModel, state: StreamState) -> Float[Tensor, "b d"]:
-    """Return what `SequenceModel.embed` makes of all positions so far, at least one.
+        Args:
+            state: What the positions before have left. It is not changed.
+            inputs: Token ids, or series.
+        """
+        model = self._model
+        alone = inputs.shape[1] == 1
+        if alone and (one := self._one_position(len(inputs))) is not None:
+            normed, after, kept = one(inputs[:, 0], state.mixers, state.convolutions)
+            pool = extend_pool_by_one(model.pool, state.pools[_LAST], normed)
+            return StreamState(after, {_LAST: pool}, kept)
+        x, convolutions = self._begin(inputs, state)
+        if alone:
+            x = x[:, 0]
+        update = None
+        mixers, pools = [], {}
+        for index, (block, before) in enumerate(zip(model.layers, state.mixers, strict=True)):
+            assert isinstance(block, Block)
+            mixer = self._mixers[index]
+            normed, x = block.norm(x, update)
+            update, left = (mixer.step if alone else mixer)(normed, before)
+            mixers.append(left)
+            if (name := str(index)) in state.pools:
+                head = _local_head(model, name)
+                pools[name] = _pool_more(head.pool, state.pools[name], head.norm(x + update)[0])
+        pools[_LAST] = _pool_more(model.pool, state.pools[_LAST], model.norm_f(x, update)[0])
+        return StreamState(tuple(mixers), pools, convolutions)
 
-    Of a model without pooling it is the vector of the last position.
-    """
-    dtype = model.head.weight.dtype
-    z: Tensor = model.projection(pooled(state.pools[_LAST], dtype))
-    if not model.averaged:
-        return z
-    local = [
-        _local_head(model, name).projection(pooled(pool, dtype))
-        for name, pool in state.pools.items()
-        if name != _LAST
-    ]
-    return torch.stack([functional.normalize(each, dim=-1) for each in (*local, z)]).mean(0)
+    def read_out(self, state: StreamState) -> Float[Tensor, "b d"]:
+        """Return what `SequenceModel.embed` makes of all positions so far, at least one.
+
+        Of a model without pooling it is the vector of the last position.
+        """
+        model = self._model
+        dtype = model.head.weight.dtype
+        z: Tensor = model.projection(pooled(state.pools[_LAST], dtype))
+        if not model.averaged:
+            return z
+        local = [
+            _local_head(model, name).projection(pooled(pool, dtype))
+            for name, pool in state.pools.items()
+            if name != _LAST
+        ]
+        return torch.stack([functional.normalize(each, dim=-1) for each in (*local, z)]).mean(0)
+
+    def _begin(
+        self, inputs: Tensor, state: StreamState
+    ) -> tuple[Tensor, tuple[ConvolutionState, ...]]:
+        model = self._model
+        if not state.convolutions:
+            return model.begin(inputs), ()
+        assert isinstance(model.embedding, SeriesEmbedding)
+        x, convolutions = model.embedding.extend(inputs, state.convolutions)
+        return x.to(model.head.weight.dtype), convolutions
+
+    def _one_position(self, batch: int) -> OnePosition | None:
+        """Return the short way, if there is one; a new one where anything it was made for moved."""
+        usual = torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        if not usual or selected_form() != "native":
+            return None
+        addresses = map(Tensor.data_ptr, self._weights)
+        made_for = (batch, native.simd(), native.threads(), *addresses)
+        if made_for != self._made_for:
+            fits = takes_one_position(self._model)
+            self._one = OnePosition(self._model, batch=batch) if fits else None
+            self._made_for = made_for
+        return self._one
 
 
 def digest_of_weights(module: nn.Module) -> UInt8[Tensor, "32"]:
@@ -141,16 +192,6 @@ def digest_of_weights(module: nn.Module) -> UInt8[Tensor, "32"]:
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)
-
-
-def _begin(
-    model: SequenceModel, inputs: Tensor, state: StreamState
-) -> tuple[Tensor, tuple[ConvolutionState, ...]]:
-    if not state.convolutions:
-        return model.begin(inputs), ()
-    assert isinstance(model.embedding, SeriesEmbedding)
-    x, convolutions = model.embedding.extend(inputs, state.convolutions)
-    return x.to(model.head.weight.dtype), convolutions
 
 
 def _pools(model: SequenceModel) -> dict[str, Pooling | None]:

@@ -369,11 +369,11 @@ def multiply_add(rounds: int) -> int:
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+    if not tensor.is_cpu or tensor.layout != torch.strided:
         raise TypeError(f"{name} is {tensor.layout} on {tensor.device}; expected a CPU tensor")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
 
 

@@ -3,12 +3,13 @@
 x, y and their gradients share one element type; weight, bias and state are float32 beside float32
 and bfloat16 values, float64 beside float64 ones.
 
-Letters: b batch, l length, d channels, k kernel width.
+Letters: b batch, l length, d channels, k kernel width, w = k - 1.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from spherescan.ops import native
@@ -179,6 +180,62 @@ conv_operator = operator(
 )
 
 
+class FixedConvStep:
+    """One position after the other, between tensors that stay where they are.
+
+    All but the state is checked here, once: half of a small step is that. Nobody but the caller may
+    write to the tensors, and what is written there counts from the next call on.
+
+    Args:
+        x: Input of each position; its last axis is contiguous.
+        weight: One kernel per channel, contiguous.
+        bias: Added before the activation, contiguous.
+        silu: Whether that is a SiLU.
+        simd: The SIMD level.
+
+    Attributes:
+        y: Output of the last call.
+    """
+
+    def __init__(
+        self,
+        x: Float[Tensor, "b d"],
+        weight: Float[Tensor, "d k"],
+        bias: Float[Tensor, " d"] | None,
+        *,
+        silu: bool,
+        simd: int,
+    ) -> None:
+        b, d = x.shape
+        k = weight.shape[1]
+        values, self._dtype = x.dtype, native.compute_dtype(x.dtype)
+        native.positive(batch=b, channels=d, width=k)
+        self.y = torch.empty(b, d, dtype=values)
+        self._shape = (b, d, k - 1)
+        self._held = (x, weight, bias)
+        self._call = native.ConvStep(
+            batch=b,
+            d_inner=d,
+            width=k,
+            type=native.type_code(values),
+            threads=native.threads(),
+            silu=silu,
+            simd=native.usable_simd(simd),
+            x=native.rows("x", x.unsqueeze(1), (b, 1, d), values),
+            y=native.rows("y", self.y.unsqueeze(1), (b, 1, d), values),
+            weight=native.dense("weight", weight, (d, k), self._dtype),
+            bias=native.dense("bias", bias, (d,), self._dtype),
+        )
+
+    def __call__(self, state: Float[Tensor, "b d w"]) -> Float[Tensor, "b d w"]:
+        """Return the state after the position, in new memory."""
+        new_state = torch.empty(self._shape, dtype=self._dtype)
+        self._call.state = native.dense("state", state, self._shape, self._dtype)
+        self._call.new_state = new_state.data_ptr()
+        native.call("spherescan_causal_conv1d_step", self._call)
+        return new_state
+
+
 def conv_step(
     x: Tensor,
     weight: Tensor,
@@ -192,30 +249,11 @@ def conv_step(
     Returns:
         The output and the new state, in new memory.
     """
-    b, d = x.shape
-    k = weight.shape[1]
-    values, dtype = x.dtype, native.compute_dtype(x.dtype)
-    native.positive(batch=b, channels=d, width=k)
-    x, weight, state = native.contiguous_rows(x), weight.contiguous(), state.contiguous()
     bias = None if bias is None else bias.contiguous()
-    y, new_state = torch.empty(b, d, dtype=values), torch.empty(b, d, k - 1, dtype=dtype)
-    call = native.ConvStep(
-        batch=b,
-        d_inner=d,
-        width=k,
-        type=native.type_code(values),
-        threads=native.threads(),
-        silu=silu,
-        simd=native.usable_simd(simd),
-        x=native.rows("x", x.unsqueeze(1), (b, 1, d), values),
-        y=native.rows("y", y.unsqueeze(1), (b, 1, d), values),
-        weight=native.dense("weight", weight, (d, k), dtype),
-        bias=native.dense("bias", bias, (d,), dtype),
-        state=native.dense("state", state, (b, d, k - 1), dtype),
-        new_state=new_state.data_ptr(),
-    )
-    native.call("spherescan_causal_conv1d_step", call)
-    return y, new_state
+    x, weight = native.contiguous_rows(x), weight.contiguous()
+    step = FixedConvStep(x, weight, bias, silu=silu, simd=simd)
+    new_state = step(state.contiguous())
+    return step.y, new_state
 
 
 def _step_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:

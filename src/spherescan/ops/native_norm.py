@@ -8,6 +8,7 @@ Letters: r rows, m width.
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from spherescan.ops import native
@@ -33,18 +34,43 @@ class NormGradients(NamedTuple):
     weight: Tensor
 
 
+class FixedNorm:
+    """Norms between tensors that stay where they are, checked once.
+
+    Nobody but the caller may write to the tensors, and what is written there counts from the next
+    call on.
+
+    Args:
+        inputs: All contiguous.
+
+    Attributes:
+        normed: The norm, after a call.
+        total: The sum, or `inputs.x` itself without an update.
+        scale: The scale of each row.
+    """
+
+    def __init__(self, inputs: NormInputs) -> None:
+        x = inputs.x
+        self.normed: Float[Tensor, "*r m"] = torch.empty(x.shape, dtype=inputs.normed_dtype)
+        self.total: Float[Tensor, "*r m"] = x if inputs.update is None else torch.empty_like(x)
+        self.scale: Float[Tensor, "*r"] = x.new_empty(x.shape[:-1])
+        self._held = inputs
+        self._call = _call(inputs)
+        self._call.normed, self._call.scale = self.normed.data_ptr(), self.scale.data_ptr()
+        if inputs.update is not None:
+            self._call.total = self.total.data_ptr()
+
+    def __call__(self) -> None:
+        """Read the inputs and fill what is to be found."""
+        native.call("spherescan_rms_norm", self._call)
+
+
 def norm_forward(inputs: NormInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Return the norm, the sum (empty without an update) and the scale of each row."""
-    inputs = _followed(inputs)
-    normed = torch.empty(inputs.x.shape, dtype=inputs.normed_dtype)
-    total = torch.empty_like(inputs.x) if inputs.update is not None else inputs.x.new_empty(0)
-    scale = inputs.x.new_empty(inputs.x.shape[:-1])
-    call = _call(inputs)
-    call.normed, call.scale = normed.data_ptr(), scale.data_ptr()
-    if inputs.update is not None:
-        call.total = total.data_ptr()
-    native.call("spherescan_rms_norm", call)
-    return normed, total, scale
+    norm = FixedNorm(_followed(inputs))
+    norm()
+    total = inputs.x.new_empty(0) if inputs.update is None else norm.total
+    return norm.normed, total, norm.scale
 
 
 def norm_backward(

@@ -9,6 +9,7 @@ Letters: b batch, l length, d channels, n state.
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from spherescan.ops import native
@@ -276,6 +277,81 @@ scan_operator = operator(
 )
 
 
+class FixedScanStep:
+    """One position after the other, between tensors that stay where they are.
+
+    All but the state is checked here, once: most of a small step is that. Nobody but the caller may
+    write to the tensors, and what is written there counts from the next call on.
+
+    Args:
+        u: Input of each position; the last axis of this, delta, B, C and the gate is contiguous.
+        delta: Step sizes.
+        A: Decay rates; this, D and the bias are contiguous.
+        B: Input map.
+        C: Output map.
+        D: Skip weights.
+        delta_bias: Added to the step sizes.
+        gate: Multiplied onto the output through a SiLU.
+        delta_softplus: Whether to pass the step sizes through a softplus.
+        simd: The SIMD level.
+
+    Attributes:
+        y: Output of the last call.
+    """
+
+    def __init__(
+        self,
+        u: Float[Tensor, "b d"],
+        delta: Float[Tensor, "b d"],
+        A: Float[Tensor, "d n"],
+        B: Float[Tensor, "b n"],
+        C: Float[Tensor, "b n"],
+        D: Float[Tensor, " d"],
+        delta_bias: Float[Tensor, " d"] | None,
+        gate: Float[Tensor, "b d"] | None,
+        *,
+        delta_softplus: bool,
+        simd: int,
+    ) -> None:
+        b, d = u.shape
+        n = A.shape[1]
+        values, self._dtype = u.dtype, native.compute_dtype(u.dtype)
+        native.positive(batch=b, channels=d, states=n)
+        self.y = torch.empty(b, d, dtype=values)
+        self._shape = (b, d, n)
+        self._held = (u, delta, A, B, C, D, delta_bias, gate)
+
+        def rows(name: str, x: Tensor | None, width: int) -> native.Rows:
+            return native.rows(name, None if x is None else x.unsqueeze(1), (b, 1, width), values)
+
+        self._call = native.ScanStep(
+            batch=b,
+            d_inner=d,
+            d_state=n,
+            type=native.type_code(values),
+            threads=native.threads(),
+            delta_softplus=delta_softplus,
+            simd=native.usable_simd(simd),
+            u=rows("u", u, d),
+            delta=rows("delta", delta, d),
+            gate=rows("gate", gate, d),
+            B=rows("B", B, n),
+            C=rows("C", C, n),
+            y=rows("y", self.y, d),
+            A=native.dense("A", A, (d, n), self._dtype),
+            D=native.dense("D", D, (d,), self._dtype),
+            delta_bias=native.dense("delta_bias", delta_bias, (d,), self._dtype),
+        )
+
+    def __call__(self, state: Float[Tensor, "b d n"]) -> Float[Tensor, "b d n"]:
+        """Return the state after the position, in new memory."""
+        new_state = torch.empty(self._shape, dtype=self._dtype)
+        self._call.state = native.dense("state", state, self._shape, self._dtype)
+        self._call.new_state = new_state.data_ptr()
+        native.call("spherescan_selective_scan_step", self._call)
+        return new_state
+
+
 def scan_step(
     u: Tensor,
     delta: Tensor,
@@ -294,39 +370,20 @@ def scan_step(
     Returns:
         The output and the new state, in new memory.
     """
-    b, d = u.shape
-    n = A.shape[1]
-    values, dtype = u.dtype, native.compute_dtype(u.dtype)
-    native.positive(batch=b, channels=d, states=n)
-    y, new_state = torch.empty(b, d, dtype=values), torch.empty(b, d, n, dtype=dtype)
-    call = native.ScanStep(
-        batch=b,
-        d_inner=d,
-        d_state=n,
-        type=native.type_code(values),
-        threads=native.threads(),
+    step = FixedScanStep(
+        native.contiguous_rows(u),
+        native.contiguous_rows(delta),
+        A.contiguous(),
+        native.contiguous_rows(B),
+        native.contiguous_rows(C),
+        D.contiguous(),
+        None if delta_bias is None else delta_bias.contiguous(),
+        None if gate is None else native.contiguous_rows(gate),
         delta_softplus=delta_softplus,
-        simd=native.usable_simd(simd),
-        y=native.rows("y", y.unsqueeze(1), (b, 1, d), values),
+        simd=simd,
     )
-    held = []  # copies live until the kernel returns
-    for name, x, width in (
-        *(("u", u, d), ("delta", delta, d), ("gate", gate, d)),
-        *(("B", B, n), ("C", C, n)),
-    ):
-        if x is not None:
-            held.append(native.contiguous_rows(x).unsqueeze(1))
-            setattr(call, name, native.rows(name, held[-1], (b, 1, width), values))
-    for name, x, shape in (
-        *(("A", A, (d, n)), ("D", D, (d,))),
-        *(("delta_bias", delta_bias, (d,)), ("state", state, (b, d, n))),
-    ):
-        if x is not None:
-            held.append(x.contiguous())
-            setattr(call, name, native.dense(name, held[-1], shape, dtype))
-    call.new_state = new_state.data_ptr()
-    native.call("spherescan_selective_scan_step", call)
-    return y, new_state
+    new_state = step(state.contiguous())
+    return step.y, new_state
 
 
 def _step_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:

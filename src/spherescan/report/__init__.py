@@ -5,7 +5,7 @@ and written by `write_page`.
 """
 
 from spherescan.report.answers import ClassAnswers, Known, NumberAnswers, without_own
-from spherescan.report.curves import conflicts, learning_curves
+from spherescan.report.curves import NetworkCurve, conflicts, learning_curves, network_curves
 from spherescan.report.decisions import confusion, open_set, reliability
 from spherescan.report.numbers import predicted_and_true
 from spherescan.report.of_run import page_of_run
@@ -16,6 +16,7 @@ from spherescan.report.sphere import class_sphere, number_sphere
 __all__ = [
     "ClassAnswers",
     "Known",
+    "NetworkCurve",
     "NumberAnswers",
     "Page",
     "Section",
@@ -25,6 +26,7 @@ __all__ = [
     "confusion",
     "html_of",
     "learning_curves",
+    "network_curves",
     "number_sphere",
     "open_set",
     "page_of_run",

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spherescan.report.page import Section, Table
@@ -16,6 +17,19 @@ _MOST_POINTS = 400
 _PARTS = ((0.0, 0.15), (0.15, 0.5), (0.5, 1.0))
 # Events that a curve may jump at.
 _TURNS = ("resume", "grow", "rollback", "rewind", "change")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCurve:
+    """How one of several small networks learned.
+
+    Attributes:
+        points: Steps, and the mean loss since the one before.
+        held_out: Loss and accuracy, in the end, on what was kept apart; None where nothing was.
+    """
+
+    points: Sequence[tuple[int, float]]
+    held_out: tuple[float, float] | None = None
 
 
 def learning_curves(
@@ -39,7 +53,7 @@ def learning_curves(
     if validation:
         steps = [record["step"] for record in validation]
         losses = [_finite(record["loss"]) for record in validation]
-        traces.append(_points("validation", steps, losses))
+        traces.append(_points("validation", steps, losses, ink=True))
     sections = [
         Section(
             "learning",
@@ -53,6 +67,60 @@ def learning_curves(
     if validation:
         sections.append(_scores(validation, score, events))
     return sections
+
+
+def network_curves(curves: Mapping[str, NetworkCurve], *, text: str) -> Section:
+    """Draw how small networks learned, one line each.
+
+    Args:
+        curves: By name, in order.
+        text: What they are, in a sentence.
+    """
+    traces = [
+        _line(name, *_network_points(curve), index=index)
+        for index, (name, curve) in enumerate(curves.items())
+    ]
+    held = {name: curve for name, curve in curves.items() if curve.held_out is not None}
+    heads = ["loss of", "steps", *_heads("them")]
+    if held:
+        heads += ["held out", "accuracy there"]
+        text += (
+            " Diamonds, at the end of each line: the loss, on the series that early stopping "
+            "looked at, of the weights that were kept."
+        )
+        ends = [curve.points[-1][0] if curve.points else 0 for curve in held.values()]
+        losses = [_finite(curve.held_out[0]) for curve in held.values() if curve.held_out]
+        traces.append(_points("held out", ends, losses, ink=True))
+    return Section(
+        "learning",
+        "Learning curves",
+        text,
+        data=tuple(traces),
+        layout=_steps_layout("loss", log=_all_positive(traces), events=()),
+        table=Table(
+            tuple(heads), tuple(_network_row(n, c, wide=bool(held)) for n, c in curves.items())
+        ),
+    )
+
+
+def _network_points(curve: NetworkCurve) -> tuple[list[int], list[float | None]]:
+    return [step for step, _ in curve.points], [_finite(loss) for _, loss in curve.points]
+
+
+def _network_row(name: str, curve: NetworkCurve, *, wide: bool) -> tuple[str, ...]:
+    points = curve.points
+    cells = [name, str(points[-1][0]) if points else "-"]
+    for low, high in _PARTS:
+        part = points[round(low * len(points)) : round(high * len(points))]
+        cells.append(_shown(statistics.mean(loss for _, loss in part)) if part else "-")
+    if wide:
+        loss, share = curve.held_out or (None, None)
+        cells += ["-" if value is None else _shown(value) for value in (loss, share)]
+    return tuple(cells)
+
+
+def _heads(what: str = "the run") -> tuple[str, ...]:
+    return tuple(f"{low:.0%}-{high:.0%} of {what}" for low, high in _PARTS)
 
 
 def conflicts(records: Sequence[Record]) -> Section:
@@ -85,8 +153,7 @@ def conflicts(records: Sequence[Record]) -> Section:
     layout = _steps_layout("cosine", log=False, events=())
     layout["yaxis"]["range"] = [-1.05, 1.05]
     rows = tuple(_conflict_row(name, cosine, train) for _, name, cosine in lines)
-    heads = [f"{low:.0%}-{high:.0%} of the run" for low, high in _PARTS]
-    table = Table(("block", *(f"cosine / conflicts, {head}" for head in heads)), rows)
+    table = Table(("block", *(f"cosine / conflicts, {head}" for head in _heads())), rows)
     return Section(key, title, text, data=tuple(traces), layout=layout, table=table, fold=False)
 
 
@@ -145,7 +212,7 @@ def _per_point(width: int, text: str) -> str:
 
 def _losses(train: Sequence[Record]) -> Table:
     names = [("training", _number("loss")), *_local_losses(train)]
-    heads = ("loss", *(f"{low:.0%}-{high:.0%} of the run" for low, high in _PARTS))
+    heads = ("loss", *_heads())
     rows = []
     for name, read in names:
         cells = [name]
@@ -248,8 +315,8 @@ def _points(
     index: int = 0,
     mode: str = "markers",
     size: int = 8,
+    ink: bool = False,
 ) -> dict[str, Any]:
-    ink = name == "validation"
     return {
         "type": "scatter",
         "mode": mode,

@@ -23,7 +23,8 @@ def slowest_parts(seconds: Mapping[str, float], *, whole: float, of: str) -> Sec
     shown = dict(ordered[:_MOST_PARTS])
     if (rest := whole - sum(shown.values())) > _SMALLEST * whole:
         shown["everything else"] = rest
-    names, values = [*shown][::-1], [1e3 * value for value in shown.values()][::-1]
+    unit, short, per = ("seconds", "s", 1.0) if whole >= 1 else ("milliseconds", "ms", 1e3)
+    names, values = [*shown][::-1], [per * value for value in shown.values()][::-1]
     data: tuple[dict[str, Any], ...] = (
         {
             "type": "bar",
@@ -31,17 +32,17 @@ def slowest_parts(seconds: Mapping[str, float], *, whole: float, of: str) -> Sec
             "x": values,
             "y": [plain(name) for name in names],
             "marker": {"color": colour(0)},
-            "hovertemplate": "%{y}: %{x:.3f} ms<extra></extra>",
+            "hovertemplate": f"%{{y}}: %{{x:.3f}} {short}<extra></extra>",
         },
     )
     layout = {
         "margin": {"l": 200, "r": 20, "t": 10, "b": 50},
-        "xaxis": {"title": {"text": "milliseconds"}},
+        "xaxis": {"title": {"text": unit}},
         "yaxis": {"type": "category"},
     }
     table = Table(
-        ("part", "milliseconds", "share"),
-        tuple((name, f"{1e3 * s:.3f}", f"{s / whole:.1%}") for name, s in shown.items()),
+        ("part", unit, "share"),
+        tuple((name, f"{per * s:.3f}", f"{s / whole:.1%}") for name, s in shown.items()),
     )
-    text = f"{1e3 * whole:.3g} ms for {of}, and which parts of the model they went to."
+    text = f"{per * whole:.3g} {short} for {of}, and which parts of it they went to."
     return Section("parts", "Slowest parts", text, data, layout, table)
