@@ -767,12 +767,14 @@ def test_a_run_is_saved_when_its_terminal_is_closed(series):
 
 def test_help_answers_at_once():
     seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         process = spherescan("--help", stdout=subprocess.DEVNULL)
         assert process.wait() == 0
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.5
+        after = os.times()  # of the processor, which other tests have too
+        spent = (after.children_user, after.children_system)
+        seconds.append(sum(spent) - before.children_user - before.children_system)
+    assert min(seconds) < 0.4
 
 
 def test_help_and_mistakes_do_not_load_torch():

@@ -231,6 +231,14 @@ def test_a_state_that_does_not_fit_never_reaches_a_kernel(part):
     assert_the_short_way_is_the_long_one(streamed, elsewhere, x[:, :1])
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_series_of_another_type_than_the_weights_are_refused_alone_and_in_chunks(length):
+    model, x = made(SERIES)
+    streamed = StreamedModel(model.float())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="dtype"):
+        streamed.extend(streamed.start(batch=2), x[:, :length].double())
+
+
 def test_a_copy_of_a_stream_goes_on_alike():
     model, x = made(SERIES)
     streamed = StreamedModel(model)

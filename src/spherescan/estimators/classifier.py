@@ -380,8 +380,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
 
         Args:
             X: Series.
-            coverage: That probability, on the average over training and new series; a promise after
-                `calibrate`, and about right before.
+            coverage: That probability, on the average over training and new series, about right;
+                after `calibrate` a promise, on the average over its series and new ones.
             never_empty: Whether the nearest class is always inside. An empty set, which is wrong,
                 says that no class fits; without any, sets hold the truth more often than asked
                 for where the classifier is right more often than that.
@@ -411,8 +411,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             unknown_label: What is called so.
 
         Raises:
-            ValueError: A classifier that needs the whole series, too few training series for such
-                a rate, or a label that is a class.
+            ValueError: A classifier that needs the whole series, too few series for such a rate, or
+                a label that is a class.
         """
         check_is_fitted(self)
         fitted = self._fitted

@@ -159,9 +159,9 @@ def _sets(answers: ClassAnswers, judged: Calibration) -> Section:
     return Section(
         key,
         title,
-        "Sets of classes that hold the true one as often as asked, on the average over training "
-        "and new series. An empty set says that no class fits; one of several, that they cannot "
-        "be told apart."
+        f"Sets of classes that hold the true one as often as asked, on the average over {n} series "
+        "that set their sizes and new ones. An empty set says that no class fits; one of several, "
+        "that they cannot be told apart."
         + (
             " Measured on the series that set their sizes."
             if answers.cosines is judged.cosines

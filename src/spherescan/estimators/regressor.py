@@ -257,8 +257,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
 
         Args:
             X: Series.
-            coverage: That probability, on the average over training and new series; a promise after
-                `calibrate`, and about right before.
+            coverage: That probability, on the average over training and new series, about right;
+                after `calibrate` a promise, on the average over its series and new ones.
 
         Returns:
             Lower and upper end, of shape (n_cases, 2).

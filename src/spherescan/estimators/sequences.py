@@ -408,8 +408,8 @@ def class_indices(classes: NDArray[Any], labels: NDArray[Any]) -> Int[Tensor, " 
     strange = [label for label in labels.tolist() if label not in place]
     if strange:
         raise ValueError(
-            f"y has the label {strange[0]!r}, which is none of the classes; give series of no "
-            "class as unknown"
+            f"y has the label {strange[0]!r}, which is none of the classes; leave such series out, "
+            "or give them to a report as unknown"
         )
     return torch.tensor([place[label] for label in labels.tolist()])
 

@@ -81,7 +81,8 @@ class StreamedModel:
 
     Single positions under `torch.inference_mode` go the short way of `OnePosition` where the
     kernels take the model, with the same bits. Weights that change count from the next position on;
-    where another module or parameter takes the place of one, make another `StreamedModel`.
+    where another module or parameter takes the place of one, make another `StreamedModel`. Each
+    thread needs its own: what lies between two operations is in memory that the next call uses.
 
     Args:
         model: In eval mode.
@@ -123,7 +124,7 @@ class StreamedModel:
         """
         model = self._model
         alone = inputs.shape[1] == 1
-        if alone and (one := self._one_position(len(inputs))) is not None:
+        if alone and (one := self._one_position(inputs)) is not None:
             normed, after, kept = one(inputs[:, 0], state.mixers, state.convolutions)
             pool = extend_pool_by_one(model.pool, state.pools[_LAST], normed)
             return StreamState(after, {_LAST: pool}, kept)
@@ -171,11 +172,14 @@ class StreamedModel:
         x, convolutions = model.embedding.extend(inputs, state.convolutions)
         return x.to(model.head.weight.dtype), convolutions
 
-    def _one_position(self, batch: int) -> OnePosition | None:
+    def _one_position(self, inputs: Tensor) -> OnePosition | None:
         """Return the short way, if there is one; a new one where anything it was made for moved."""
         usual = torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
         if not usual or selected_form() != "native":
             return None
+        if inputs.is_floating_point() and inputs.dtype != self._weights[0].dtype:
+            return None
+        batch = len(inputs)
         addresses = map(Tensor.data_ptr, self._weights)
         made_for = (batch, native.simd(), native.threads(), *addresses)
         if made_for != self._made_for:
