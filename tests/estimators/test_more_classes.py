@@ -38,7 +38,7 @@ def test():
 
 
 def base_of(train, **settings) -> SequenceClassifier:
-    made = SequenceClassifier(n_features=500, random_state=0, **settings)
+    made = SequenceClassifier(n_features=252, random_state=0, **settings)
     return made.fit(*chosen(train, np.isin(train[1], BASE)))
 
 

@@ -178,7 +178,7 @@ def compare_compiled(*, onednn: bool) -> None:
     torch.testing.assert_close(program.module()(x), expected)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("onednn", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiles_whole_and_exports(onednn):
     code = f"from tests.ops import test_linear; test_linear.compare_compiled(onednn={onednn})"
     done = subprocess.run(

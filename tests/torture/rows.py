@@ -36,18 +36,18 @@ class Row:
 
 
 ROWS = {
-    "T1": Row("kills at random times", (12, 2_000, 20_000), random_kills, in_memory=False),
+    "T1": Row("kills at random times", (8, 2_000, 20_000), random_kills, in_memory=False),
     "T2": Row("kills at every operation on the folder", (3, 200, 1_000), kills_at_operations),
-    "T3": Row("states after a loss of power", (250, 12_000, 1_000_000), power_loss),
-    "T4": Row("failing operations on the folder", (45, 5_000, 100_000), failing_operations),
-    "T5": Row("disks that fill up", (10, 50, 500), full_disk),
-    "T6": Row("flipped bits in data, and all other damage", (350, 20_000, 1_000_000), bit_rot),
-    "T7": Row("fuzzed checkpoints", (3_000, 1_000_000, 100_000_000), fuzz_checkpoints),
-    "T8": Row("fuzzed texts, of each kind", (1_500, 1_000_000, 100_000_000), fuzz_texts),
-    "T11": Row("races for one run", (20, 500, 10_000), lock_races),
-    "T12": Row("reads during saves", (500, 5_000, 100_000), readers),
+    "T3": Row("states after a loss of power", (170, 12_000, 1_000_000), power_loss),
+    "T4": Row("failing operations on the folder", (30, 5_000, 100_000), failing_operations),
+    "T5": Row("disks that fill up", (7, 50, 500), full_disk),
+    "T6": Row("flipped bits in data, and all other damage", (240, 20_000, 1_000_000), bit_rot),
+    "T7": Row("fuzzed checkpoints", (2_000, 1_000_000, 100_000_000), fuzz_checkpoints),
+    "T8": Row("fuzzed texts, of each kind", (1_000, 1_000_000, 100_000_000), fuzz_texts),
+    "T11": Row("races for one run", (13, 500, 10_000), lock_races),
+    "T12": Row("reads during saves", (330, 5_000, 100_000), readers),
     "T13": Row("steps in the same memory", (2_500, 100_000, 10_000_000), soak),
     "T14": Row("repeats at each thread count", (2, 5, 20), thread_counts),
-    "T17": Row("signals at random times", (8, 200, 5_000), signals),
+    "T17": Row("signals at random times", (6, 200, 5_000), signals),
     "T21": Row("openings of each bomb", (1, 3, 20), bombs),
 }
