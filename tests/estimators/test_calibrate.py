@@ -143,10 +143,16 @@ def test_forged_files_are_refused(tmp_path):
         tensor = good[f"calibration.{name}"]
         refused(f"no {name} of calibration", **{f"calibration__{name}": None})
         refused("does not fit", **{f"calibration__{name}": tensor[:0]})
+        refused("does not fit", **{f"calibration__{name}": tensor.flatten()[0]})
         refused("does not fit", **{f"calibration__{name}": tensor.to(torch.float32)})
     refused("does not fit", calibration__cosines=good["calibration.cosines"][:, :2])
+    names = ("cosines", "target", "known")
+    nothing = {f"calibration__{name}": good[f"calibration.{name}"][:0] for name in names}
+    refused("does not fit", **nothing)
     refused("cannot be", calibration__cosines=2 + good["calibration.cosines"])
+    refused("cannot be", calibration__cosines=good["calibration.cosines"] - 2)
     refused("cannot be", calibration__target=3 + good["calibration.target"])
+    refused("cannot be", calibration__target=good["calibration.target"] - 1)
     refused("cannot be", calibration__known=good["calibration.known"] / 0)
     (tmp_path / "other").mkdir()
     forger = Forger(regressor().calibrate(*slopes(30, 1, noise=0.3)), tmp_path / "other")
@@ -155,4 +161,5 @@ def test_forged_files_are_refused(tmp_path):
     refused("calibration is", calibration=found.float())
     refused("calibration is", calibration=found[:1])
     refused("holds nothing", calibration=found[:, :0])
+    refused("calibration is", calibration=found.T.contiguous())
     refused("not finite", calibration=found / 0)

@@ -253,6 +253,26 @@ def test_a_forged_file_is_refused(tmp_path):
         SequenceClassifier.load(tmp_path / "missing")
 
 
+def test_a_file_of_too_few_classes_or_series_is_refused(tmp_path):
+    made = SequenceClassifier(n_features=84, random_state=0).fit(*waves(18))
+    forger = Forger(made, tmp_path)
+    good, refused = forger.good.tensors, forger.refused
+    # One class that is no added one, and all tensors fit to it.
+    refused(
+        "does not fit",
+        weight=good["weight"][:, :0],
+        bias=good["bias"][:0],
+        prototypes=torch.ones(1, 1).double(),
+        added_bias=torch.zeros(2).double(),
+        added_weight=torch.zeros(2, len(good["weight"])).double(),
+        added_reach=torch.ones(2).double(),
+    )
+    nothing = {name: good[name][:0] for name in ("target", "left_out")}
+    of_known = {f"near__{name}": good[f"near.{name}"][:0] for name in ("rows", "left_out")}
+    refused("left_out .* does not fit", **nothing, **of_known)
+    refused("target is torch.int32", target=good["target"].int())
+
+
 @pytest.mark.parametrize(
     ("kind", "labels"),
     [

@@ -1,5 +1,7 @@
 """Many new series: a part of them is described at a time."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,35 @@ def test_answers_of_a_regressor_are_those_to_all_at_once(monkeypatch, method):
     asked = few_at_once(regressor, monkeypatch)
     np.testing.assert_allclose(getattr(regressor, method)(X[:10]), whole, rtol=1e-12, atol=1e-14)
     assert asked == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+def test_calibrating_holds_a_few_features_at_once_and_decides_by_what_answers_are(
+    kind, monkeypatch
+):
+    X, y = waves(30, 0)
+    made = kind(n_features=84, random_state=0).fit(X, y)
+    asked = few_at_once(made, monkeypatch)
+    features, parts = made._fitted.features, []
+    forward = features.forward
+
+    def watched(x, mask):
+        # The last part may still be in use while the next one is described.
+        assert all(part() is None for part in parts[:-1])
+        rows = forward(x, mask)
+        parts.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(features, "forward", watched)
+    X, y = waves(10, 1)
+    calibration = made.calibrate(X, y)._fitted.calibration
+    assert asked == [3, 3, 3, 1]
+    if kind is SequenceRegressor:
+        np.testing.assert_array_equal(calibration, [made.predict(X), y])
+        return
+    np.testing.assert_array_equal(calibration.cosines, made.decision_function(X))
+    np.testing.assert_array_equal(calibration.known, made.known_score(X))
+    np.testing.assert_array_equal(calibration.target, y)
 
 
 def test_a_series_that_is_refused_is_named_by_its_place_in_all(monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from spherescan.data import locate, read_series
 from spherescan.estimators import SequenceClassifier
 from spherescan.features import ridge
+from tests.estimators.forging import Forger
 
 BASE, LATER = (3, 8, 1, 5, 9, 2), (7, 4, 6)
 
@@ -167,6 +168,14 @@ def test_what_is_saved_can_be_added_to(train, test, tmp_path):
             learn(*first_five(train, LATER[2]))
     assert (full.decision_function(test[0]) == classifier.decision_function(test[0])).all()
     assert (full.known_score(test[0]) == classifier.known_score(test[0])).all()
+
+
+def test_a_forged_reach_of_added_classes_is_refused(train, tmp_path):
+    made = base_of(train, reserve_classes=2).add_classes(*first_five(train, LATER[0]))
+    forger = Forger(made, tmp_path)
+    for reach in (0.0, -1.0):
+        forger.refused("not above 0", added_reach=torch.tensor([reach], dtype=torch.float64))
+    forger.refused("not finite", added_reach=torch.tensor([torch.inf], dtype=torch.float64))
 
 
 def test_what_cannot_be_added_is_refused_and_changes_nothing(train):

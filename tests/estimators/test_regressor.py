@@ -146,6 +146,8 @@ def test_a_forged_file_is_refused(fitted, tmp_path):
     refused("does not fit", target=good.tensors["target"][1:])
     refused("does not fit", left_out=good.tensors["left_out"].float())
     refused("not finite", left_out=good.tensors["left_out"] / 0)
+    refused("too large", left_out=99 + good.tensors["left_out"])
+    refused("too large", bias=torch.tensor(-1e300, dtype=torch.float64))
     empty = torch.zeros(0, dtype=torch.float64)
     refused("does not fit", target=empty, left_out=empty)
 

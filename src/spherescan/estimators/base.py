@@ -1,4 +1,8 @@
-"""What the estimators have in common: tags, what a notebook shows, and files."""
+"""What the estimators have in common: tags, fitted features, what a notebook shows, and files.
+
+Letters: n series, g features of a ridge with the statistics that may follow, k classes that
+networks learn, d prototype dimension, e dimensions of the ridge's outputs.
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -7,15 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags, estimator_html_repr
 from torch import Tensor
 
 from spherescan.errors import CheckpointError
+from spherescan.estimators.clock import Clock
 from spherescan.estimators.curves import state_of_curves
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.pages import short_form
 from spherescan.estimators.saved import Saved
+from spherescan.estimators.sequences import Padded, fitted_features, seeded
+from spherescan.estimators.settings import network_settings, say_what_is_ignored, vocabulary_of
 from spherescan.paths import user_path
 from spherescan.runs import write_checkpoint
 
@@ -77,6 +85,50 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         except BaseException:
             self.__dict__ = before
             raise
+
+    def _fit_features(
+        self,
+        batch: Padded,
+        target: Int[Tensor, " n"],
+        prototypes: Float[Tensor, "k d"],
+        points: Float[Tensor, "n e"],
+        *,
+        statistics: bool,
+        clock: Clock,
+    ) -> tuple[SeriesFeatures, Float[Tensor, "n g"]]:
+        """Fit what describes series as the settings say.
+
+        Args:
+            batch: The training series.
+            target: Classes that networks learn.
+            prototypes: Of these.
+            points: Where the training series should be.
+            statistics: Whether statistics of channels follow.
+            clock: Has run since the fit began.
+
+        Returns:
+            The features, and what they are of the training series.
+        """
+        settings = network_settings(self, len(target))
+        clock.verbose = settings.verbose
+        clock.look("reading the series")
+        generator = seeded(self)
+        fixed = None
+        if not settings.causal:
+            fixed = fitted_features(self, batch, clock=clock, generator=generator)
+        say_what_is_ignored(self, settings, clock, n_series=len(target))
+        return SeriesFeatures.fitted(
+            fixed,
+            *batch,
+            target,
+            prototypes,
+            points,
+            settings,
+            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
+            statistics=statistics,
+            clock=clock,
+            generator=generator,
+        )
 
     @abstractmethod
     def _facts(self) -> dict[str, str]:

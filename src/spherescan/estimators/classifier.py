@@ -40,22 +40,14 @@ from spherescan.estimators.fitted_classifier import (
 from spherescan.estimators.pages import page_of_classifier
 from spherescan.estimators.saved import SavedClassifier, label_type, saved_of
 from spherescan.estimators.sequences import (
-    Padded,
     checked_labels,
     class_indices,
     described,
     described_in_parts,
-    fitted_features,
     labels_like,
     padded,
-    seeded,
 )
-from spherescan.estimators.settings import (
-    expect_whole,
-    network_settings,
-    say_what_is_ignored,
-    vocabulary_of,
-)
+from spherescan.estimators.settings import expect_whole
 from spherescan.estimators.stream import ClassAnswer, SeriesStream
 from spherescan.features import class_column, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
@@ -298,13 +290,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         Raises:
             ValueError: X or y that `score` would refuse, or a label that is no class.
         """
-        check_is_fitted(self)
-        fitted = self._fitted
-        rows = described(self, fitted.features, X)
-        target = class_indices(self.classes_, checked_labels(rows, y))
-        cosines = fitted.cosines(rows)
-        known = fitted.familiarity.score(cosines, fitted.familiarity.kept(rows))
-        self._fitted = replace(fitted, calibration=Calibration(cosines, target, known))
+        cosines, known = self._cosines_and_known(X)
+        target = class_indices(self.classes_, checked_labels(cosines, y))
+        self._fitted = replace(self._fitted, calibration=Calibration(cosines, target, known))
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -576,11 +564,13 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 "classes, and so does the first call of partial_fit, whatever its classes"
             )
         target = torch.from_numpy(indices)
-        features, rows, points = self._fit_features(
-            batch, target, n_classes=len(classes), clock=clock
+        points = separated_prototypes(len(classes), len(classes) - 1).points
+        features, rows = self._fit_features(
+            batch, target, seen_from_below(points), points[target], statistics=True, clock=clock
         )
         self._fit_rows(features, rows, classes, target, points)
         clock.look_at_ridge(len(target))
+        features.seconds = clock.seconds
         return self
 
     def _fit_rows(
@@ -611,33 +601,6 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 familiarity=Familiarity.of(features, rows, target, left_out),
             ),
         )
-
-    def _fit_features(
-        self, batch: Padded, target: Int[Tensor, " n"], *, n_classes: int, clock: Clock
-    ) -> tuple[SeriesFeatures, Float[Tensor, "n f"], Float[Tensor, "k e"]]:
-        """Return fitted features, what they are of the training series, and where classes go."""
-        settings = network_settings(self, len(target))
-        clock.verbose = settings.verbose
-        clock.look("reading the series")
-        generator = seeded(self)
-        fixed = None
-        if not settings.causal:
-            fixed = fitted_features(self, batch, clock=clock, generator=generator)
-        say_what_is_ignored(self, settings, clock, n_series=len(target))
-        points = separated_prototypes(n_classes, n_classes - 1, generator=generator).points
-        described_by = SeriesFeatures.fitted(
-            fixed,
-            *batch,
-            target,
-            seen_from_below(points),
-            points[target],
-            settings,
-            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
-            statistics=True,
-            clock=clock,
-            generator=generator,
-        )
-        return *described_by, points
 
     def _described(self) -> Float[Tensor, "n f"]:
         """Return the features of the training series.

@@ -41,8 +41,8 @@ class SeriesFeatures(nn.Module):
 
     Attributes:
         curves: How networks learned, those that were dropped too; none of old files.
-        seconds: What each stage of the fit took; nothing of what was loaded, so that equal fits
-            make equal files.
+        seconds: What each stage of the fit took, once it has come to its end; nothing of what was
+            loaded, so that equal fits make equal files.
 
     Args:
         fixed: None where networks alone describe.
@@ -125,7 +125,6 @@ class SeriesFeatures(nn.Module):
             else:
                 made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
             made.curves = networks.curves
-        made.seconds = clock.seconds  # the same: stages that follow are added
         if not statistics or vocab_size is not None:
             return made, rows
         raw = made._statistics(x, mask)
@@ -220,7 +219,7 @@ class SeriesFeatures(nn.Module):
             fixed = fixed_of_state(below["fixed"], length, vocab_size)
         networks = None if plan is None else Networks.of_state(below["networks"], plan)
         made = cls(fixed, networks)
-        if vocab_size is None and len(state["statistics_mean"]):
+        if vocab_size is None and state["statistics_mean"].numel():
             made._hold_statistics(N_STATISTICS * made.n_channels)
         made.load_state_dict(dict(state))
         for name in ("mean", "scale", "statistics_mean", "statistics_scale"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spherescan.calibration import auroc, largest_score
 from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.saved_tensors import expect_tensor
 from spherescan.features import FixedFeatures, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
 
@@ -35,8 +36,6 @@ _AS_IF = 5
 _ROUNDED = 1e-12
 # Series whose distances are taken at once.
 _AT_ONCE = 256
-# What a file may say: larger numbers would not stay finite.
-_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,13 +123,12 @@ class _Telling:
     """
 
     def __init__(self, kept: Kept, rows: Float[Tensor, "n q"], target: Int[Tensor, " n"]) -> None:
-        self._kept, self._rows, self._target = kept, rows, target
+        self._kept, self._rows, self._target = kept, rows.double(), target
         _, self._own, self._sizes = torch.unique(target, return_inverse=True, return_counts=True)
-        wide = rows.double()
-        means = [wide[self._own == index].mean(0) for index in range(len(self._sizes))]
-        self._mean, self._means = wide.mean(0), torch.stack(means)
-        self._apart = (wide - self._mean).square().sum(0)
-        self._inside = (wide - self._means[self._own]).square().sum(0)
+        means = [self._rows[self._own == index].mean(0) for index in range(len(self._sizes))]
+        self._mean, self._means = self._rows.mean(0), torch.stack(means)
+        self._apart = (self._rows - self._mean).square().sum(0)
+        self._inside = (self._rows - self._means[self._own]).square().sum(0)
         self._varies = (rows != rows[0]).any(0)
 
     def kept(self) -> Kept:
@@ -163,11 +161,11 @@ class _Telling:
         the difference.
         """
         of = others.nonzero()[:, 0]
-        rows = self._rows[of].double() - self._mean
+        rows = self._rows[of] - self._mean
         squared = rows.square()
         first = len(self._kept.columns) - self._kept.n_statistics
         for part in torch.split(some.nonzero()[:, 0], _AT_ONCE):
-            x = self._rows[part].double() - self._mean
+            x = self._rows[part] - self._mean
             weights = self._without(part).square()
             itself = part[:, None] == of
             for column, columns in enumerate((slice(first, None), slice(None))):
@@ -179,7 +177,7 @@ class _Telling:
     def _without(self, part: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
         """Return what each feature is multiplied by, as if one series was not there, for each."""
         n, own = len(self._rows), self._own[part]
-        x, size = self._rows[part].double(), self._sizes[own][:, None].double()
+        x, size = self._rows[part], self._sizes[own][:, None].double()
         apart = self._apart - (x - self._mean).square() * (n / (n - 1))
         inside = self._inside - (x - self._means[own]).square() * (size / (size - 1).clamp(min=1))
         varies = self._varies & (apart > _ROUNDED * self._apart)
@@ -286,26 +284,16 @@ class Familiarity:
             ValueError: A tensor is missing, of another shape or type than fits, or holds a value
                 that cannot be.
         """
-        n = len(target)
-        sizes = {
-            "rows": (torch.float32, (n, len(kept.columns))),
-            "stretch": (torch.float64, (len(kept.columns),)),
-            "weights": (torch.float64, (2,)),
-            "left_out": (torch.float64, (n,)),
-        }
-        for name, (dtype, shape) in sizes.items():
-            tensor = state.get(name)
-            if tensor is None:
+        n, q = len(target), len(kept.columns)
+        shapes = {"rows": (n, q), "stretch": (q,), "weights": (2,), "left_out": (n,)}
+        for name, shape in shapes.items():
+            if name not in state:
                 raise ValueError(
                     f"no {name} of known scores; if an earlier version saved it, fit it again"
                 )
-            if tensor.dtype != dtype or tensor.shape != shape:
-                raise ValueError(
-                    f"{name} of known scores is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                    f"which does not fit {n} series and {len(kept.columns)} features"
-                )
-            if not bool((tensor.abs() <= _LARGEST).all()):
-                raise ValueError(f"{name} of known scores holds a value that is not finite")
+            dtype = torch.float32 if name == "rows" else torch.float64
+            fits = f"{n} series and {q} features"
+            expect_tensor(f"{name} of known scores", state[name], dtype, shape, fits=fits)
         for name in ("weights", "stretch"):
             if bool((state[name] < 0).any()):
                 raise ValueError(f"{name} of known scores holds a value below 0")

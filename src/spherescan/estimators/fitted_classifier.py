@@ -17,6 +17,7 @@ from torch import Tensor
 from spherescan.calibration import fit_scale, laplace_smoothing, probabilities
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.familiarity import Familiarity
+from spherescan.estimators.saved_tensors import expect_tensor
 from spherescan.estimators.stream import ClassAnswer
 from spherescan.features import added_cosine, seen_from_below
 
@@ -27,6 +28,9 @@ TENSORS = (
 
 # That a file has of series that thresholds were taken from.
 OF_CALIBRATION = ("cosines", "target", "known")
+
+# That a cosine is, but for rounding.
+_LARGEST_COSINE = 1 + 1e-9
 
 # Smallest singular value of prototypes that span the sphere; those of a fit have at least 0.7.
 _LEAST_SPREAD = 1e-6
@@ -53,23 +57,15 @@ class Calibration:
         missing = set(OF_CALIBRATION) - set(state)
         if missing:
             raise ValueError(f"no {min(missing)} of calibration")
-        n = len(state["cosines"])
+        cosines, target = state["cosines"], state["target"]
+        n = max(1, target.numel())  # no series tell nothing
         shapes = {"cosines": (n, n_classes), "target": (n,), "known": (n,)}
         for name, shape in shapes.items():
-            tensor = state[name]
-            wanted = torch.int64 if name == "target" else torch.float64
-            if tensor.shape != shape or tensor.dtype != wanted or n == 0:
-                raise ValueError(
-                    f"{name} of calibration is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                    f"which does not fit {n_classes} classes"
-                )
-        target = state["target"]
-        sound = (
-            (state["cosines"].abs() <= 1 + 1e-9).all()
-            & (state["known"].abs() <= torch.finfo(torch.float32).max).all()
-            & ((target >= 0) & (target < n_classes)).all()
-        )
-        if not bool(sound):
+            dtype = torch.int64 if name == "target" else torch.float64
+            fits = f"{n} series and {n_classes} classes"
+            expect_tensor(f"{name} of calibration", state[name], dtype, shape, fits=fits)
+        in_range = (target >= 0) & (target < n_classes)
+        if not bool((cosines.abs() <= _LARGEST_COSINE).all() & in_range.all()):
             raise ValueError("calibration holds a value that cannot be")
         return cls(**{name: state[name] for name in OF_CALIBRATION})
 
@@ -159,13 +155,11 @@ def expect_sound(
     Raises:
         ValueError: Shapes that do not fit each other, or a value that cannot be.
     """
-    prototypes, target = tensors["prototypes"], tensors["target"]
-    added_bias = tensors["added_bias"]
-    assert prototypes is not None
-    assert target is not None
-    assert added_bias is not None
-    n_features = features.n_features
-    n, k, added = target.numel(), n_classes - added_bias.numel(), added_bias.numel()
+    there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    target, n_features = there["target"], features.n_features
+    # One series at least, and two classes that were not added.
+    n, added = max(1, target.numel()), min(there["added_bias"].numel(), n_classes - 2)
+    k = n_classes - added
     shapes = {
         "weight": (n_features, k - 1),
         "bias": (k - 1,),
@@ -178,24 +172,14 @@ def expect_sound(
         "described": (n, n_features + features.n_statistics),
     }
     types = {"target": torch.int64, "described": torch.float32}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        wanted = types.get(name, torch.float64)
-        if tensor.shape != shapes[name] or tensor.dtype != wanted or n == 0 or k < 2:
-            raise ValueError(
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
-                f"{n_classes} classes and {n_features} features"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} holds a value that is not finite")
-        if name == "added_reach" and not bool((tensor > 0).all()):
-            raise ValueError("added_reach holds a value that is not above 0")
-        if name == "left_out" and not bool((tensor.abs() <= 1 + 1e-9).all()):
-            raise ValueError("left_out holds a value that is no cosine")
-        if not bool((tensor.abs() <= torch.finfo(torch.float32).max).all()):
-            raise ValueError(f"{name} holds a value that is too large")
-    _expect_spread(prototypes)
+    fits = f"{n_classes} classes and {n_features} features"
+    for name, tensor in there.items():
+        expect_tensor(name, tensor, types.get(name, torch.float64), shapes[name], fits=fits)
+    if not bool((there["added_reach"] > 0).all()):
+        raise ValueError("added_reach holds a value that is not above 0")
+    if not bool((there["left_out"].abs() <= _LARGEST_COSINE).all()):
+        raise ValueError("left_out holds a value that is no cosine")
+    _expect_spread(there["prototypes"])
     if not bool(((target >= 0) & (target < n_classes)).all()) or not 0 <= scale < math.inf:
         raise ValueError(f"a class outside 0..{n_classes - 1}, or the scale {scale}")
     if len(torch.unique(target)) < n_classes:

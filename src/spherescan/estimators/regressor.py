@@ -24,20 +24,8 @@ from spherescan.estimators.clock import Clock
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.pages import half_width_of, page_of_regressor
 from spherescan.estimators.saved import SavedRegressor, saved_of
-from spherescan.estimators.sequences import (
-    Padded,
-    checked_values,
-    described,
-    described_in_parts,
-    fitted_features,
-    padded,
-    seeded,
-)
-from spherescan.estimators.settings import (
-    network_settings,
-    say_what_is_ignored,
-    vocabulary_of,
-)
+from spherescan.estimators.saved_tensors import expect_tensor
+from spherescan.estimators.sequences import checked_values, described, described_in_parts, padded
 from spherescan.estimators.stream import NumberAnswer, SeriesStream
 from spherescan.features import cosine_of_height, seen_from_below, sphere_ridge
 from spherescan.losses import from_cosine, to_cosine
@@ -242,11 +230,9 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         Raises:
             ValueError: X or y that `score` would refuse.
         """
-        check_is_fitted(self)
-        fitted = self._fitted
-        rows = described(self, fitted.features, X)
-        found = torch.stack([fitted.values(rows), checked_values(rows, y)])
-        self._fitted = replace(fitted, calibration=found)
+        predicted = self._values(X)
+        found = torch.stack([predicted, checked_values(predicted, y)])
+        self._fitted = replace(self._fitted, calibration=found)
         return self
 
     def predict_interval(self, X: Any, *, coverage: float = 0.9) -> NDArray[np.float64]:
@@ -398,36 +384,13 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             raise ValueError("got 1 sample; a regressor needs at least two")
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
         goal = to_cosine(target, lower=lower, upper=upper)
-        features, rows = self._fit_features(batch, target, goal, clock=clock)
+        features, rows = self._fit_features(
+            batch, *_bins_of(target), goal[:, None], statistics=False, clock=clock
+        )
         self._fit_rows(features, rows, target)
         clock.look_at_ridge(len(target))
+        features.seconds = clock.seconds
         return self
-
-    def _fit_features(
-        self, batch: Padded, target: Float[Tensor, " n"], goal: Float[Tensor, " n"], *, clock: Clock
-    ) -> tuple[SeriesFeatures, Float[Tensor, "n f"]]:
-        """Return fitted features, and what they are of the training series."""
-        settings = network_settings(self, len(target))
-        clock.verbose = settings.verbose
-        clock.look("reading the series")
-        generator = seeded(self)
-        fixed = None
-        if not settings.causal:
-            fixed = fitted_features(self, batch, clock=clock, generator=generator)
-        say_what_is_ignored(self, settings, clock, n_series=len(target))
-        bins, prototypes = _bins_of(target)
-        return SeriesFeatures.fitted(
-            fixed,
-            *batch,
-            bins,
-            prototypes,
-            goal[:, None],
-            settings,
-            vocab_size=None if self.vocab_size is None else vocabulary_of(self),
-            statistics=False,
-            clock=clock,
-            generator=generator,
-        )
 
     def _fit_rows(
         self, features: SeriesFeatures, rows: Float[Tensor, "n f"], target: Float[Tensor, " n"]
@@ -464,20 +427,12 @@ def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: fl
     Raises:
         ValueError: Shapes that do not fit each other, or a value that cannot be.
     """
-    n = tensors["target"].numel()
-    shapes = {"weight": (n_features,), "bias": (), "left_out": (n,), "target": (n,)}
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.shape != shape or tensor.dtype != torch.float64 or n == 0:
-            raise ValueError(
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, which does not fit "
-                f"{n} series and {n_features} features"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} holds a value that is not finite")
-        of_range = name in {"left_out", "target"}
-        if bool((tensor.abs() > (largest if of_range else torch.finfo(torch.float32).max)).any()):
-            raise ValueError(f"{name} holds a value that is too large")
+    n = max(1, tensors["target"].numel())  # no series make no regressor
+    fits = f"{n} series and {n_features} features"
+    for name, shape in (("weight", (n_features,)), ("bias", ())):
+        expect_tensor(name, tensors[name], torch.float64, shape, fits=fits)
+    for name in ("left_out", "target"):
+        expect_tensor(name, tensors[name], torch.float64, (n,), fits=fits, largest=largest)
 
 
 def _sound_calibration(found: Tensor | None) -> Tensor | None:
@@ -488,10 +443,11 @@ def _sound_calibration(found: Tensor | None) -> Tensor | None:
     """
     if found is None:
         return None
-    if found.dtype != torch.float64 or found.shape[:1] != (2,) or found.ndim != 2:
-        raise ValueError(f"calibration is {found.dtype} of shape {tuple(found.shape)}")
-    if not found.numel() or not bool(found.isfinite().all()):
-        raise ValueError("calibration holds nothing, or a value that is not finite")
+    shape, largest = (2, found.numel() // 2), torch.finfo(torch.float64).max
+    fits = "predictions and values"
+    expect_tensor("calibration", found, torch.float64, shape, fits=fits, largest=largest)
+    if not found.numel():
+        raise ValueError("calibration holds nothing")
     return found
 
 

@@ -93,8 +93,8 @@ def network_settings(estimator: BaseEstimator, n_series: int) -> NetworkSettings
     if isinstance(n_networks, str):
         if n_networks != "auto":
             raise ValueError(f'n_networks is {n_networks!r}; it must be a number or "auto"')
-        many = _MANY_SERIES if estimator.vocab_size is None else _MANY_SEQUENCES
-        n_networks = _USUAL_NETWORKS if estimator.causal or n_series >= many else 0
+        many = n_series >= _many(estimator)
+        n_networks = _USUAL_NETWORKS if estimator.causal or many else 0
     expect_whole("n_networks", n_networks)
     if n_networks < 0 or n_networks == 1:
         raise ValueError(
@@ -126,28 +126,41 @@ def say_what_is_ignored(
             series is told with `verbose` alone: a search over settings fits to parts of them.
     """
     limit, spent = settings.time_budget, clock.so_far
-    over = limit is not None and spent > limit and not settings.causal
-    took = (
-        f"time_budget is {limit} s and the fixed features of {n_series} series took {spent:.1f} s"
-    )
-    fewer = f"choose fewer than n_features={estimator.n_features}"
-    if settings.n_networks:
-        if over:
+    if limit is not None and spent > limit and not settings.causal:
+        took = f"time_budget is {limit} s and the fixed features of {n_series} series took "
+        took += f"{spent:.1f} s"
+        fewer = f"choose fewer than n_features={estimator.n_features}"
+        if settings.n_networks:
             _warn(f"{took}, so each network gets a single step; {fewer}, or a larger time_budget")
+        else:
+            none = f"{_no_network(estimator)}, and nothing else is cut short"
+            _warn(f"{took}; {none}; {fewer}, or leave time_budget out")
         return
-    auto = isinstance(estimator.n_networks, str)
-    many = _MANY_SERIES if estimator.vocab_size is None else _MANY_SEQUENCES
-    none = f"no network is trained ({f'fewer than {many} get none' if auto else 'n_networks is 0'})"
     names = ("max_steps", "time_budget", "early_stopping")
     ignored = " and ".join(name for name in names if getattr(settings, name))
-    nothing = f"{none}, and {ignored} is for networks alone; set n_networks={_USUAL_NETWORKS} to "
-    nothing += f"train some, or leave {ignored} out"
-    if over:
-        _warn(f"{took}; {none}, and nothing else is cut short; {fewer}, or leave time_budget out")
-    elif limit is not None or (settings.early_stopping and not auto):
+    if settings.n_networks or not ignored:
+        return
+    nothing = (
+        f"{_no_network(estimator)}, and {ignored} is for networks alone; set "
+        f"n_networks={_USUAL_NETWORKS} to train some, or leave {ignored} out"
+    )
+    auto = isinstance(estimator.n_networks, str)
+    if limit is not None or (settings.early_stopping and not auto):
         _warn(nothing)
-    elif ignored:
+    else:
         clock.tell(nothing)
+
+
+def _no_network(estimator: BaseEstimator) -> str:
+    """Say that no network is trained, and why."""
+    auto = isinstance(estimator.n_networks, str)
+    why = f"fewer than {_many(estimator)} get none" if auto else "n_networks is 0"
+    return f"no network is trained ({why})"
+
+
+def _many(estimator: BaseEstimator) -> int:
+    """Return how many series, or sequences of tokens, are worth networks."""
+    return _MANY_SERIES if estimator.vocab_size is None else _MANY_SEQUENCES
 
 
 def _warn(message: str) -> None:
