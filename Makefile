@@ -42,7 +42,7 @@ sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behavi
 	cmake --build build/sanitize --parallel
 	SPHERESCAN_LIBRARY=build/sanitize/_kernels.so LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 \
-	  $(BIN)/pytest tests/ops -m "not slow" -k "not compile and not openmp and not fork and not library"
+	  $(BIN)/pytest tests/ops tests/features/test_native_fixed.py -m "not slow" -k "not compile and not openmp and not fork and not library"
 
 TIER ?= full
 torture: $(STAMP)  ## kills, faults, losses of power, fuzzing: an hour, or TIER=ci, TIER=release

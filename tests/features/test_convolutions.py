@@ -5,13 +5,31 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spherescan.features import Hydra, MiniRocket, channel_statistics
 from spherescan.features.minirocket import KERNELS
+from spherescan.ops import native
 
 KINDS = ("minirocket", "hydra")
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        "torch",
+        pytest.param(
+            "native",
+            marks=pytest.mark.skipif(native.unavailable() is not None, reason="no native kernels"),
+        ),
+    ],
+)
+def form(request):
+    """Each form, for whatever is computed in a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPHERESCAN_OPS", request.param)
+        yield request.param
 
 
 def batch(lengths: list[int], c: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,9 +103,9 @@ def test_hydra_is_what_loops_compute(lengths, c):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), c=st.integers(1, 12))
-def test_neither_padding_nor_the_batch_changes_the_features(kind, lengths, c):
+def test_neither_padding_nor_the_batch_changes_the_features(kind, form, lengths, c):
     x, mask = batch(lengths, c)
     x = x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
     features = fitted(kind, x, mask)
@@ -97,9 +115,9 @@ def test_neither_padding_nor_the_batch_changes_the_features(kind, lengths, c):
     for i, length in enumerate(lengths):
         assert torch.equal(features(x[i : i + 1], mask[i : i + 1])[0], together[i])
         alone = features(x[i : i + 1, :length], mask[i : i + 1, :length])[0]
-        if kind == "minirocket":
+        if kind == "minirocket" or form == "native":
             assert torch.equal(alone, together[i])
-        else:  # a sum of responses is rounded in another order
+        else:  # torch rounds a sum of responses in another order
             torch.testing.assert_close(alone, together[i], rtol=1e-6, atol=1e-6)
 
 

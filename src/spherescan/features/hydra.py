@@ -15,6 +15,7 @@ from spherescan.features.kernels import (
     random_channels,
     taps,
 )
+from spherescan.ops import native_fixed
 
 IN_GROUP = 8
 
@@ -84,9 +85,30 @@ class Hydra(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
         """Return the features of each series, none of them negative."""
+        if native_fixed.has_kernel(x):
+            return self._by_kernel(x, mask)
         n_outputs = self.weights.shape[2] * IN_GROUP
         found = [self._features(part, real) for part, real in pieces(x, mask, n_outputs=n_outputs)]
         return torch.cat(found) if found else x.new_zeros(0, self.n_features)
+
+    def _by_kernel(self, x: Tensor, mask: Tensor) -> Tensor:
+        features = x.new_zeros(
+            len(x), *self.weights.shape[:2], 2 * self.weights.shape[2] * IN_GROUP
+        )
+        x, lengths = x.transpose(1, 2).contiguous(), mask.sum(1)
+        views = ((x, lengths), (torch.diff(x, dim=2), (lengths - 1).clamp(min=0)))
+        for view, (series, real) in enumerate(views):
+            for row, dilation in enumerate(self.dilations if series.numel() else ()):
+                native_fixed.hydra(
+                    series,
+                    real,
+                    self.channels[row, view],
+                    self.n_summed[row, view],
+                    self.weights[row, view],
+                    dilation=dilation,
+                    out=features[:, row, view],
+                )
+        return features.flatten(1).sqrt_()
 
     def _features(self, x: Tensor, mask: Tensor) -> Tensor:
         difference = torch.diff(x, dim=2)

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from spherescan.features.kernels import (
@@ -18,6 +18,7 @@ from spherescan.features.kernels import (
     random_channels,
     taps,
 )
+from spherescan.ops import native_fixed
 
 # A kernel has the weight 2 at three of nine places and -1 at the others.
 KERNELS = tuple(itertools.combinations(range(TAPS), 3))
@@ -92,55 +93,87 @@ class MiniRocket(nn.Module):
     ) -> None:
         """Take the biases from training series, drawn at random; real positions come first."""
         quantiles = torch.arange(1, 1 + self.n_features, dtype=torch.float64) * _GOLDEN % 1
-        biases, lengths, at = [], mask.sum(1), 0
-        for row, count in enumerate(self.counts):
+        for biases, at, row in zip(
+            self._each(self.biases), self._each(quantiles), range(len(self.counts)), strict=True
+        ):
             drawn = torch.randint(len(x), (len(KERNELS),), generator=generator)
-            for kernel, example in enumerate(drawn.tolist()):
-                series = x[None, example, : int(lengths[example])].transpose(1, 2)
-                out = self._outputs(series, row, slice(kernel, kernel + 1))
-                biases.append(_quantiles(out.flatten(), quantiles[at : at + count]))
-                at += count
-        self.biases.copy_(torch.cat(biases))
+            # Each kernel on a series of its own.
+            z = x[drawn, :, self.channels[row, :, 0]]
+            for s in range(1, self.channels.shape[2]):
+                more = self.n_summed[row] > s
+                z[more] += x[drawn[more], :, self.channels[row, more, s]]
+            real = mask[drawn]
+            out = _convolved(z.masked_fill(~real, 0)[None], self.dilations[row])[0]
+            biases.copy_(_quantiles(out.masked_fill(~real, torch.inf), real.sum(1), at))
 
     def forward(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
         """Return the features of each series, each between 0 and 1."""
+        if native_fixed.has_kernel(x):
+            return self._by_kernel(x, mask)
         found = [
             self._features(part, real) for part, real in pieces(x, mask, n_outputs=len(KERNELS))
         ]
         return torch.cat(found) if found else x.new_zeros(0, self.n_features)
 
+    def _by_kernel(self, x: Tensor, mask: Tensor) -> Tensor:
+        features = x.new_empty(len(x), self.n_features)
+        x, lengths, at = x.transpose(1, 2).contiguous(), mask.sum(1), 0
+        for row, biases in enumerate(self._each(self.biases)):
+            native_fixed.minirocket(
+                x,
+                lengths,
+                self.channels[row],
+                self.n_summed[row],
+                biases,
+                dilation=self.dilations[row],
+                odd=row % 2 == 1,
+                out=features[:, at : at + biases.numel()],
+            )
+            at += biases.numel()
+        return features
+
+    def _each(self, values: Float[Tensor, " f"]) -> list[Float[Tensor, "k q"]]:
+        """Return values of all biases for each dilation, a view."""
+        sizes = [count * len(KERNELS) for count in self.counts]
+        return [part.view(len(KERNELS), -1) for part in torch.split(values, sizes)]
+
     def _features(self, x: Tensor, mask: Tensor) -> Tensor:
-        features, at = [], 0
+        features = []
         padded_of = torch.arange(len(KERNELS)) % 2
-        for row, (dilation, count) in enumerate(zip(self.dilations, self.counts, strict=True)):
-            out = self._outputs(x, row, slice(None))
+        for row, biases in enumerate(self._each(self.biases)):
+            dilation = self.dilations[row]
+            z = x  # of one channel: then all kernels see the same taps
+            if x.shape[1] > 1:
+                z = channel_sums(x, self.channels[row], self.n_summed[row])
+            out = _convolved(z, dilation)
             inner = _inner(mask, (TAPS // 2) * dilation)
             # Every second kernel sees all positions; which half changes with the dilation.
             seen = torch.stack([mask, inner], 1)[:, (row % 2 + padded_of) % 2]
             total = seen.sum(2)
-            biases = self.biases[at : at + count * len(KERNELS)].reshape(len(KERNELS), count)
-            at += biases.numel()
             out.masked_fill_(~seen, -torch.inf)
             above = [(out > b[:, None]).sum(2, dtype=torch.int32) / total for b in biases.T]
             features.append(torch.stack(above, 2).flatten(1))
         return torch.cat(features, 1)
 
-    def _outputs(self, x: Tensor, row: int, kernels: slice) -> Tensor:
-        """Convolve with some of the kernels: 3 times the sum of three taps less that of all."""
-        one = x.shape[1] == 1  # then all kernels see the same taps
-        z = x if one else channel_sums(x, self.channels[row, kernels], self.n_summed[row, kernels])
-        seen = taps(z, self.dilations[row])
-        total = sum(seen[1:], start=seen[0])
-        twos = torch.tensor(KERNELS[kernels])
-        if one:
-            each = torch.cat(seen, 1)
-            picked = each[:, twos[:, 0]] + each[:, twos[:, 1]] + each[:, twos[:, 2]]
-        else:
-            picked = torch.stack(
-                [seen[i][:, k] + seen[j][:, k] + seen[m][:, k] for k, (i, j, m) in enumerate(twos)],
-                dim=1,
-            )
-        return 3 * picked - total
+
+def _convolved(z: Float[Tensor, "b k l"], dilation: int) -> Float[Tensor, "b 84 l"]:
+    """Return 3 times the sum of three taps less that of all, for each kernel.
+
+    Args:
+        z: What each kernel sees, or what all of them see.
+        dilation: Distance between taps.
+    """
+    seen = taps(z, dilation)
+    total = sum(seen[1:], start=seen[0])
+    if z.shape[1] == 1:
+        each, twos = torch.cat(seen, 1), torch.tensor(KERNELS)
+        picked = each[:, twos[:, 0]] + each[:, twos[:, 1]] + each[:, twos[:, 2]]
+    else:
+        picked = torch.stack(
+            [seen[i][:, k] + seen[j][:, k] + seen[m][:, k] for k, (i, j, m) in enumerate(KERNELS)],
+            dim=1,
+        )
+    return 3 * picked - total
 
 
 def _dilations(length: int, per_kernel: int) -> tuple[list[int], list[int]]:
@@ -154,11 +187,19 @@ def _dilations(length: int, per_kernel: int) -> tuple[list[int], list[int]]:
     return found.tolist(), counts.tolist()
 
 
-def _quantiles(values: Float[Tensor, " n"], at: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
-    """Return quantiles, between neighbours on a line; numpy sorts many times as fast as torch."""
-    ordered = torch.from_numpy(np.sort(values.numpy())).double()
-    place = at * (len(ordered) - 1)
-    below, above = ordered[place.long()], ordered[place.ceil().long()]
+def _quantiles(
+    values: Float[Tensor, "k l"], lengths: Int[Tensor, " k"], at: Float[Tensor, "k q"]
+) -> Float[Tensor, "k q"]:
+    """Return quantiles of each row, between neighbours on a line.
+
+    Args:
+        values: Infinite behind the length of each.
+        lengths: How many values there are.
+        at: Which quantiles.
+    """
+    ordered = torch.from_numpy(np.sort(values.numpy()))  # many times as fast as torch
+    place = at * (lengths[:, None] - 1)
+    below, above = (ordered.gather(1, p.long()).double() for p in (place, place.ceil()))
     return below.lerp(above, place - place.floor()).to(values.dtype)
 
 

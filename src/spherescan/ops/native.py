@@ -111,7 +111,22 @@ class Norm(Structure):
     )
 
 
-_STRUCTURES = (Scan, ScanStep, Conv, ConvStep, Norm)
+class Fixed(Structure):
+    """SpherescanFixed of kernels/abi.h."""
+
+    _fields_ = (
+        *(
+            (name, c_int64)
+            for name in ("batch", "channels", "length", "kernels", "most_picked", "dilation")
+        ),
+        ("count", c_int64),
+        *((name, c_int32) for name in ("odd", "threads", "simd", "padding")),
+        *((name, c_void_p) for name in ("x", "lengths", "picked", "n_picked", "parameters")),
+        ("out", Rows),
+    )
+
+
+_STRUCTURES = (Scan, ScanStep, Conv, ConvStep, Norm, Fixed)
 _FUNCTIONS = {
     "spherescan_selective_scan": Scan,
     "spherescan_selective_scan_backward": Scan,
@@ -121,6 +136,8 @@ _FUNCTIONS = {
     "spherescan_causal_conv1d_step": ConvStep,
     "spherescan_rms_norm": Norm,
     "spherescan_rms_norm_backward": Norm,
+    "spherescan_minirocket": Fixed,
+    "spherescan_hydra": Fixed,
 }
 
 
@@ -430,7 +447,7 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{path}: {error}"
     if not hasattr(library, "spherescan_sizes"):
         return None, f"{path} is not a library of spherescan"
-    if not hasattr(library, "spherescan_processor_is_amd"):
+    if not hasattr(library, "spherescan_minirocket"):
         return None, f"{path} belongs to an older version of spherescan; install again"
     sizes = (c_int64 * len(_STRUCTURES))()
     library.spherescan_sizes(sizes)

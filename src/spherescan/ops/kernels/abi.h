@@ -83,6 +83,19 @@ struct SpherescanNorm {
     void *x_grad, *update_grad, *weight_grad;
 };
 
+// Fixed convolutions of float32 series (batch, channels, length), contiguous, of which `lengths` positions are real. Each
+// kernel, or group of kernels, sees the sum of the first `n_picked` of `most_picked` channels.
+struct SpherescanFixed {
+    std::int64_t batch, channels, length, kernels, most_picked, dilation;
+    std::int64_t count;  // biases of each kernel
+    std::int32_t odd;    // which half of the kernels lies wholly within the series: 1 the even ones, 0 the odd ones
+    std::int32_t threads, simd, padding;
+    const float* x;
+    const std::int64_t *lengths, *picked, *n_picked;  // (batch), (kernels, most_picked), (kernels)
+    const float* parameters;                          // biases (kernels, count), or weights (kernels, 8, 9)
+    SpherescanRows out;                               // (1, batch, features) of float32
+};
+
 #pragma GCC visibility push(default)
 
 std::int32_t spherescan_selective_scan(const SpherescanScan*);
@@ -93,6 +106,8 @@ std::int32_t spherescan_causal_conv1d_backward(const SpherescanConv*);
 std::int32_t spherescan_causal_conv1d_step(const SpherescanConvStep*);
 std::int32_t spherescan_rms_norm(const SpherescanNorm*);
 std::int32_t spherescan_rms_norm_backward(const SpherescanNorm*);
+std::int32_t spherescan_minirocket(const SpherescanFixed*);
+std::int32_t spherescan_hydra(const SpherescanFixed*);
 
 // For tests of the bounds in exp.h: function 0 exp2, 1 sigmoid, 2 softplus, applied to count numbers.
 void spherescan_apply(std::int32_t simd, std::int32_t function, std::int32_t type, const void* from, void* to,
@@ -108,8 +123,8 @@ std::int32_t spherescan_processor_is_amd();
 std::int32_t spherescan_has_threads();
 // SPHERESCAN_CHUNK, for those who do not read this file.
 std::int32_t spherescan_chunk();
-// sizeof of the five structs above, in their order: a mirror that has drifted is found at load.
-void spherescan_sizes(std::int64_t sizes[5]);
+// sizeof of the six structs above, in their order: a mirror that has drifted is found at load.
+void spherescan_sizes(std::int64_t sizes[6]);
 
 #pragma GCC visibility pop
 

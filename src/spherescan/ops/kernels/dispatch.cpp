@@ -79,6 +79,12 @@ std::int32_t spherescan_rms_norm_backward(const SpherescanNorm* norm) {
     SPHERESCAN_DISPATCH(norm->simd, rms_norm_backward(*norm))
 }
 
+std::int32_t spherescan_minirocket(const SpherescanFixed* fixed) {
+    SPHERESCAN_DISPATCH(fixed->simd, minirocket(*fixed))
+}
+
+std::int32_t spherescan_hydra(const SpherescanFixed* fixed) { SPHERESCAN_DISPATCH(fixed->simd, hydra(*fixed)) }
+
 void spherescan_apply(std::int32_t simd, std::int32_t function, std::int32_t type, const void* from, void* to,
                       std::int64_t count) {
     SPHERESCAN_DISPATCH(simd, apply(function, type, from, to, count))
@@ -119,12 +125,13 @@ std::int32_t spherescan_has_threads() {
 
 std::int32_t spherescan_chunk() { return SPHERESCAN_CHUNK; }
 
-void spherescan_sizes(std::int64_t sizes[5]) {
+void spherescan_sizes(std::int64_t sizes[6]) {
     sizes[0] = sizeof(SpherescanScan);
     sizes[1] = sizeof(SpherescanScanStep);
     sizes[2] = sizeof(SpherescanConv);
     sizes[3] = sizeof(SpherescanConvStep);
     sizes[4] = sizeof(SpherescanNorm);
+    sizes[5] = sizeof(SpherescanFixed);
 }
 
 }  // extern "C"

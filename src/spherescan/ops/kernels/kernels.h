@@ -13,6 +13,8 @@
     SpherescanStatus causal_conv1d_step(const SpherescanConvStep&);  \
     SpherescanStatus rms_norm(const SpherescanNorm&);                \
     SpherescanStatus rms_norm_backward(const SpherescanNorm&);       \
+    SpherescanStatus minirocket(const SpherescanFixed&);             \
+    SpherescanStatus hydra(const SpherescanFixed&);                  \
     void apply(std::int32_t function, std::int32_t type, const void* from, void* to, std::int64_t count); \
     void multiply_add(const float* factors, float* sums, std::int64_t rounds); \
     }
