@@ -622,7 +622,7 @@ def test_an_internal_error_is_one_line_too(capsys, monkeypatch):
 
 def test_a_non_finite_step_exits_with_6(series, capsys, monkeypatch):
     flags = ["--data.train", "train.ts", "--run.dir", "run", *FLAGS, "--quiet"]
-    monkeypatch.setattr("spherescan.train.step._GradientNorms._together", lambda *_: float("nan"))
+    monkeypatch.setattr("spherescan.train.step.norm_of", lambda *_: float("nan"))
     assert main(["train", *flags]) == 6
     err = capsys.readouterr().err
     assert "step 1" in err

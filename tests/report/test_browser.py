@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spherescan.cli import main
+from spherescan.estimators import SequenceClassifier, SequenceRegressor
 from tests.report.test_of_run import finished
 
 # Class names come from data, and data from strangers.
@@ -28,21 +29,42 @@ def page(tmp_path_factory):
     return path
 
 
+FIGURES = {
+    "run": {"confusion", "sphere", "reliability", "open-set", "learning", "validation", "conflict",
+            "parts"},
+    SequenceClassifier: {"confusion", "sphere", "reliability", "open-set", "learning", "parts"},
+    SequenceRegressor: {"numbers", "sphere", "learning", "parts"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FIGURES)
+def shown(browser, page, request, tmp_path_factory):
+    """Open a page once for all tests of it, and return which figures it is to have."""
+    if request.param != "run":
+        numbers = np.arange(24) % 3
+        noise = np.random.default_rng(0).normal(size=(24, 12))
+        series = np.sin(np.outer(numbers + 1, np.linspace(0, 6, 12))) + 0.3 * noise
+        quick = {"n_features": 84, "n_networks": 2, "max_steps": 3, "causal": True}
+        estimator = request.param(**quick, random_state=0).fit(series, numbers)
+        page = estimator.report(tmp_path_factory.mktemp("estimator") / "page.html")
+    browser.open(page)
+    return FIGURES[request.param]
+
+
 EYE = "return document.getElementById('sphere-plot')._fullLayout.scene._scene.getCamera().eye"
 
 
-def test_every_figure_is_drawn_and_nothing_complains(browser, page):
-    browser.open(page)
+def test_every_figure_is_drawn_and_nothing_complains(browser, shown):
     assert browser.complaints() == []
     keys = browser.run("return [...document.querySelectorAll('.plot')].map((p) => p.id)")
-    assert len(keys) == 8
+    assert {key.removesuffix("-plot") for key in keys} == shown
     marks = browser.run(
         """const marks = '.trace path, .heatmaplayer image, .points path, .trace .text';
-        return [...document.querySelectorAll('.plot:not(.space)')].map(
-            (plot) => plot.querySelectorAll(marks).length)"""
+        return Object.fromEntries([...document.querySelectorAll('.plot:not(.space)')].map(
+            (plot) => [plot.id, plot.querySelectorAll(marks).length]))"""
     )
-    assert len(marks) == 7
-    assert all(count > 0 for count in marks)
+    assert len(marks) == len(shown) - 1
+    assert all(marks.values()), marks
     heights = browser.run(
         "return [...document.querySelectorAll('.plot')].map((p) => p.clientHeight)"
     )
@@ -51,10 +73,30 @@ def test_every_figure_is_drawn_and_nothing_complains(browser, page):
     assert [name for name in fetched if not name.startswith(("data:", "blob:"))] == []
 
 
-def test_the_sphere_turns_when_dragged_and_by_keys(browser, page):
+@pytest.mark.usefixtures("shown")
+def test_the_sphere_is_not_empty(browser):
+    colours = browser.run(
+        """const image = document.getElementById('sphere-still');
+        const copy = document.createElement('canvas');
+        copy.width = image.naturalWidth; copy.height = image.naturalHeight;
+        const paper = copy.getContext('2d', {willReadFrequently: true});
+        paper.drawImage(image, 0, 0);
+        const data = paper.getImageData(0, 0, copy.width / 2, copy.height).data;
+        const seen = new Set();
+        for (let i = 0; i < data.length; i += 4) {
+            const [red, green, blue, alpha] = data.slice(i, i + 4);
+            if (alpha > 200) seen.add([red >> 5, green >> 5, blue >> 5].join());
+        }
+        return seen.size;"""
+    )
+    # The left half has no legend in it: points of several classes, prototypes, circles.
+    assert colours > 4
+
+
+@pytest.mark.usefixtures("shown")
+def test_the_sphere_turns_when_dragged_and_by_keys(browser):
     from selenium.webdriver import ActionChains, Keys
 
-    browser.open(page)
     plot = browser.driver.find_element("id", "sphere-plot")
     browser.run("arguments[0].scrollIntoView({block: 'center'})", plot)
     eye, picture = browser.run(EYE), browser.picture("sphere")
@@ -74,26 +116,6 @@ def test_the_sphere_turns_when_dragged_and_by_keys(browser, page):
     assert np.linalg.norm(list(turned.values())) == pytest.approx(
         np.linalg.norm([0.95, 0.95, 0.55]) / 1.1, rel=1e-3
     )
-
-
-def test_the_sphere_is_not_empty(browser, page):
-    browser.open(page)
-    colours = browser.run(
-        """const image = document.getElementById('sphere-still');
-        const copy = document.createElement('canvas');
-        copy.width = image.naturalWidth; copy.height = image.naturalHeight;
-        const paper = copy.getContext('2d', {willReadFrequently: true});
-        paper.drawImage(image, 0, 0);
-        const data = paper.getImageData(0, 0, copy.width / 2, copy.height).data;
-        const seen = new Set();
-        for (let i = 0; i < data.length; i += 4) {
-            const [red, green, blue, alpha] = data.slice(i, i + 4);
-            if (alpha > 200) seen.add([red >> 5, green >> 5, blue >> 5].join());
-        }
-        return seen.size;"""
-    )
-    # The left half has no legend in it: points of several classes, prototypes, circles.
-    assert colours > 4
 
 
 def test_names_of_strangers_are_text(browser, tmp_path_factory):

@@ -117,6 +117,7 @@ def _trained(data: Path, run: Path, threads: int, d_model: int, seed: int) -> st
     shutil.rmtree(run, ignore_errors=True)
     changes = {
         "model__d_model": str(d_model),
+        "freeze__until_step": "13",
         "run__threads": str(threads),
         "run__steps": "14",
         "run__seed": str(seed % 1000),

@@ -168,7 +168,8 @@ def resumes(root: Path) -> Target:
     data = everything.write_data(root) if not (root / "train").exists() else root
     run = root / "stranger"
     if not run.exists():
-        in_child(lambda: everything.go(data, run, changes={"run__steps": "13"})).expect_finished()
+        changes = {"freeze__until_step": "12", "run__steps": "13"}
+        in_child(lambda: everything.go(data, run, changes=changes)).expect_finished()
     store = RunStore.open(run)
     newest = store.checkpoint_path(store.steps()[-1])
     good = read_checkpoint(newest)

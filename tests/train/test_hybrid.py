@@ -655,6 +655,30 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path, series):
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.parametrize("before", ["cba", "xyz", "abcd"])
+def test_a_base_whose_classes_have_other_names_or_another_order_is_refused(tmp_path, before):
+    base = test_training.write_series(tmp_path / "base.ts", classes=before)
+    trainer_for(tmp_path, base, {}, "base").close()
+    data = test_training.write_series(tmp_path / "data.ts", classes="abc")
+    settings = {"grow.base": str(tmp_path / "base")}
+    there = ", ".join(map(repr, before))
+    message = rf"base: learned another .* was \[{there}\], is \['a', 'b', 'c'\]; .* grow\.base out"
+    with pytest.raises(CheckpointError, match=message):
+        trainer_for(tmp_path, data, settings)
+
+
+def test_channels_of_a_base_are_compared_where_they_have_names(tmp_path):
+    for name, columns in (("ab", "a,b"), ("ba", "b,a")):
+        rows = [f"{i},{'xy'[i % 2]},{i},{t}" for i in range(20) for t in range(3)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"case,label,{columns}", *rows]) + "\n")
+    trainer_for(tmp_path, tmp_path / "ab.csv", {}, "named").close()
+    settings = {"grow.base": str(tmp_path / "named")}
+    with pytest.raises(CheckpointError, match=r"channel_names was \['a', 'b'\], is \['b', 'a'\]"):
+        trainer_for(tmp_path, tmp_path / "ba.csv", settings, "other")
+    unnamed = test_training.write_series(tmp_path / "unnamed.ts", classes="xy")
+    trainer_for(tmp_path, unnamed, settings, "unnamed").close()
+
+
 REFUSED = [
     ({"local.loss": "forward"}, r"local\.loss is \"forward\"; it should be .*prototype"),
     ({**HEADS, "local.mode": "both"}, r"local\.mode is \"both\"; it should be .*'surgery'"),
@@ -734,6 +758,10 @@ REFUSED = [
             "freeze.until_step": "4",
         },
         r"freeze\.until_step is 4",
+    ),
+    (
+        {"freeze.blocks": "first:1", "freeze.until_step": "12"},
+        r"freeze\.until_step is 12; the run ends at step 12, .* or 0 for never",
     ),
     ({"model.form": "rust_trainer"}, r"needs model\.gate = false"),
     ({"prototypes.init": "rust_trainer"}, "belong together"),

@@ -268,6 +268,11 @@ def _check_depth(config: RunConfig) -> None:
             f"freeze.until_step is {freeze.until_step}; what is frozen is so from "
             f"grow.at_step on, which is {grow.at_step}"
         )
+    if freeze.until_step >= config.run.steps:
+        raise ValueError(
+            f"freeze.until_step is {freeze.until_step}; the run ends at step {config.run.steps}, "
+            "before what is frozen would be trained: choose an earlier step, or 0 for never"
+        )
     config.frozen_blocks()
 
 

@@ -117,7 +117,11 @@ def _extend(kept: Running, x: Tensor, attention: AttentionPool | None) -> Runnin
             return RunningMax(torch.maximum(value, x.amax(1)))
         case RunningAttention():
             assert attention is not None
-            return _attend(kept, x, attention.query(x))
+            scores = attention.query(x)
+            top = torch.maximum(kept.top, scores.amax(1))
+            weights = torch.exp(scores - top[:, None])
+            total = torch.bmm(weights.transpose(1, 2), x.double())
+            return _attend(kept, RunningAttention(top, weights.sum(1), total))
 
 
 def _extend_by_one(
@@ -130,27 +134,22 @@ def _extend_by_one(
             return RunningMean(total + x.double(), length + 1)
         case RunningMax(value):
             return RunningMax(torch.maximum(value, x))
-        case RunningAttention(before, weight, total):
+        case RunningAttention():
             assert attention is not None
             scores = functional.linear(x, attention.query.weight).double()
-            top = torch.maximum(before, scores)
-            shrink, added = torch.exp(before - top), torch.exp(scores - top)
-            return RunningAttention(
-                top,
-                weight * shrink + added,
-                total * shrink[:, :, None] + added[:, :, None] * x.double()[:, None],
-            )
+            top = torch.maximum(kept.top, scores)
+            weight = torch.exp(scores - top)
+            total = weight[:, :, None] * x.double()[:, None]
+            return _attend(kept, RunningAttention(top, weight, total))
 
 
-def _attend(
-    kept: RunningAttention, x: Float[Tensor, "b l m"], scores: Float[Tensor, "b l h"]
-) -> RunningAttention:
-    top = torch.maximum(kept.top, scores.amax(1))
-    shrink = torch.exp(kept.top - top)
-    weights = torch.exp(scores - top[:, None])
-    added = torch.bmm(weights.transpose(1, 2), x.double())
+def _attend(kept: RunningAttention, added: RunningAttention) -> RunningAttention:
+    """Add the sums over new positions, whose top is that of all positions so far."""
+    shrink = torch.exp(kept.top - added.top)
     return RunningAttention(
-        top, kept.weight * shrink + weights.sum(1), kept.total * shrink[:, :, None] + added
+        added.top,
+        kept.weight * shrink + added.weight,
+        kept.total * shrink[:, :, None] + added.total,
     )
 
 

@@ -205,16 +205,36 @@ def _expect_same_model(description: ModelDescription, checkpoint: Checkpoint, pa
 
 def _expect_same_classes(problem: Problem, config: RunConfig, checkpoint: Checkpoint) -> None:
     """Check that what the model learned to tell apart is called the same in other data."""
+    if other := _other_task(problem, checkpoint):
+        raise DataError(
+            f"{config.data.train}: is of another task than the run: {_list(other)}; start a new run"
+        )
+
+
+def _expect_base_of_same_task(problem: Problem, base: Checkpoint, path: Path) -> None:
+    """Check that prototypes and channels of a base mean what they do in the data.
+
+    Raises:
+        CheckpointError: They have other names, or another order.
+    """
+    other = _other_task(problem, base)
+    if not all(other.get("channel_names", ())):
+        del other["channel_names"]  # one of the two has no names to compare
+    if other:
+        raise CheckpointError(
+            f"{path}: learned another task than that of the data: {_list(other)}; give classes and "
+            "channels the names and the order they have there, or leave grow.base out"
+        )
+
+
+def _other_task(problem: Problem, checkpoint: Checkpoint) -> dict[str, list[object]]:
+    """Return where the task of a checkpoint is not that of the data, each as there and here."""
     saved, here = checkpoint.state["task"], problem.objective.task.to_json()
-    other = {
+    return {
         name: [saved.get(name), here[name]]
         for name in ("kind", "class_names", "channel_names")
         if saved.get(name) != here[name]
     }
-    if other:
-        raise DataError(
-            f"{config.data.train}: is of another task than the run: {_list(other)}; start a new run"
-        )
 
 
 def _list(other: Mapping[str, Sequence[object]]) -> str:
@@ -281,7 +301,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
     Raises:
         ConfigError: A setting that does not fit the data.
         DataError: Data that cannot be used.
-        CheckpointError: Weights of `grow.base` that are damaged or of another model.
+        CheckpointError: Weights of `grow.base` that are damaged, or of another model or task.
         RunDirectoryError: There is no `grow.base`.
     """
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
@@ -302,6 +322,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
         assert isinstance(model.embedding, SeriesEmbedding)
         model.embedding.set_statistics(*mean_std)
     if base is not None:
+        _expect_base_of_same_task(problem, base, Path(str(config.grow.base)))
         load_base(model, base, Path(str(config.grow.base)), local_loss=config.local.loss)
     if place and config.grow.layers is not None and config.grow.at_step == 0:
         grow(model, config)

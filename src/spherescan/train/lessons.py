@@ -156,7 +156,10 @@ def learn_merged(
 
 
 def norm_of(tensors: Iterable[Tensor | None]) -> float:
-    """Return the Euclidean norm of all of them together; NaN or infinite when one of them is."""
+    """Return the Euclidean norm of all of them together.
+
+    NaN or infinite when one of them is, or when their type cannot hold the norm.
+    """
     found = [tensor for tensor in tensors if tensor is not None]
     if not found:
         return 0.0

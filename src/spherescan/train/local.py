@@ -85,7 +85,7 @@ class HeadLoss:
         model, batch = passage.model, passage.batch
         z = model.read_out_local(passage.blocks[-1], passage.x_out, mask=batch.mask)
         if self.kind == "prototype":
-            return self.objective.score(z, model.head, batch.targets).loss
+            return self.objective.losses(z, model.head, batch.targets)
         return local_cross_entropy(*self.objective.scored(z.float(), batch.targets))
 
 

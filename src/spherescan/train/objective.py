@@ -86,19 +86,26 @@ class Objective:
         """
         z, targets = self.scored(z.to(head.weight.dtype), targets)
         with torch.autocast("cpu", enabled=False):
-            if self.task.kind == "regression":
-                return self._regression(z, head, targets)
-            loss = self.loss(z, head.weight, targets)
+            loss = self._losses(z, head, targets)
             with torch.no_grad():
-                hit = (head(z).argmax(-1) == targets).to(loss.dtype)
-            return Scores(loss, hit)
+                return Scores(loss, self._qualities(z, head, targets))
 
-    def _regression(self, z: Tensor, head: PrototypeHead, targets: Tensor) -> Scores:
-        lower, upper = self.task.lower, self.task.upper
-        pole = head.prototypes[0]
+    def losses(self, z: Tensor, head: PrototypeHead, targets: Tensor) -> Float[Tensor, " n"]:
+        """Return the loss that `score` does, without asking how well predictions do."""
+        z, targets = self.scored(z.to(head.weight.dtype), targets)
+        with torch.autocast("cpu", enabled=False):
+            return self._losses(z, head, targets)
+
+    def _losses(self, z: Tensor, head: PrototypeHead, targets: Tensor) -> Tensor:
+        if self.task.kind != "regression":
+            return self.loss(z, head.weight, targets)
         # In float64: a range may be narrow beside the size of its values.
-        wanted = to_cosine(targets.double(), lower=lower, upper=upper)
-        loss = sphere_regression_loss(z, pole, wanted.to(z.dtype))
-        with torch.no_grad():
-            predicted = from_cosine(head(z)[:, 0].double(), lower=lower, upper=upper)
-            return Scores(loss, (predicted - targets).square())
+        wanted = to_cosine(targets.double(), lower=self.task.lower, upper=self.task.upper)
+        return sphere_regression_loss(z, head.prototypes[0], wanted.to(z.dtype))
+
+    def _qualities(self, z: Tensor, head: PrototypeHead, targets: Tensor) -> Tensor:
+        cosines: Tensor = head(z)
+        if self.task.kind != "regression":
+            return (cosines.argmax(-1) == targets).to(z.dtype)
+        lower, upper = self.task.lower, self.task.upper
+        return (from_cosine(cosines[:, 0].double(), lower=lower, upper=upper) - targets).square()

@@ -26,6 +26,7 @@ from spherescan.train.lessons import (
     learn_merged,
     learn_summed,
     lessons_of,
+    norm_of,
 )
 from spherescan.train.merge import Merger
 from spherescan.train.objective import Objective
@@ -143,7 +144,8 @@ def hybrid_step(
     if 0 < grad_clip < metrics.grad_norm and not plain:
         metrics = replace(metrics, clipped=True)
         torch._foreach_mul_(gradients, grad_clip / metrics.grad_norm)
-    before = [_weights(model, group.blocks) for group in metrics.groups]
+    weights = [_trained(model, group.blocks) for group in metrics.groups]
+    before = [[weight.clone() for weight in each] for each in weights]
     if plain:
         torch._foreach_sub_([p.data for p in trained], gradients, alpha=local_lr)
     else:
@@ -152,36 +154,13 @@ def hybrid_step(
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr if joined else local_lr
         optimizer.step()
+    # In place, so that all weights are in memory twice and not three times.
     updates = [
-        float(torch.linalg.vector_norm(_weights(model, group.blocks).sub_(old)))
-        for group, old in zip(metrics.groups, before, strict=True)
+        norm_of(old.sub_(new) for old, new in zip(*each, strict=True))
+        for each in zip(before, weights, strict=True)
     ]
     groups = zip(metrics.groups, updates, strict=True)
     return replace(metrics, groups=tuple(replace(g, update_norm=norm) for g, norm in groups))
-
-
-class _GradientNorms:
-    """The norm of every gradient of a model, from which those of its parts come.
-
-    Args:
-        model: Has gradients.
-    """
-
-    def __init__(self, model: SequenceModel) -> None:
-        found = [p for p in model.parameters() if p.grad is not None]
-        self._place = {parameter: i for i, parameter in enumerate(found)}
-        gradients = [p.grad for p in found if p.grad is not None]
-        self._norms = torch.stack(torch._foreach_norm(gradients)) if found else torch.zeros(0)
-        self.whole = self._together(slice(None))
-
-    def of(self, *modules: nn.Module) -> float:
-        """Return the Euclidean norm of all gradients of some modules together."""
-        place = self._place
-        return self._together([place[p] for m in modules for p in m.parameters() if p in place])
-
-    def _together(self, places: slice | list[int]) -> float:
-        """NaN or infinite when one of them is, or when float32 cannot hold the norm."""
-        return float(torch.linalg.vector_norm(self._norms[places]))
 
 
 def _measure(
@@ -189,8 +168,8 @@ def _measure(
 ) -> StepMetrics:
     main = lessons[-1].scores
     loss = None if main is None else main.mean_loss.item()
-    norms = _GradientNorms(model)
-    groups = [_describe(model, lesson, norms) for lesson in lessons] if local else []
+    grad_norm = _grad_norm(model)
+    groups = [_describe(model, lesson) for lesson in lessons] if local else []
     local_losses = [group.local_loss for group in groups if group.local_loss is not None]
     if groups and not joined and groups[-1].local_loss is None:
         # The last group learned by the loss of the task, and nothing below it did.
@@ -199,29 +178,32 @@ def _measure(
         loss=loss if joined else None,
         local_loss=sum(local_losses) / len(local_losses) if local_losses else None,
         quality=None if main is None else main.mean_quality.item(),
-        grad_norm=norms.whole,
-        grad_norm_embedding=norms.of(model.embedding),
-        grad_norm_prototypes=norms.of(model.head),
-        grad_norm_top=norms.of(model.layers[-1]),
+        grad_norm=grad_norm,
+        grad_norm_embedding=_grad_norm(model.embedding),
+        grad_norm_prototypes=_grad_norm(model.head),
+        grad_norm_top=_grad_norm(model.layers[-1]),
         clipped=False,
-        updated=all(map(math.isfinite, [norms.whole, loss or 0.0, *local_losses])),
+        updated=all(map(math.isfinite, [grad_norm, loss or 0.0, *local_losses])),
         groups=tuple(groups),
     )
 
 
-def _describe(model: SequenceModel, lesson: Lesson, norms: _GradientNorms) -> GroupMetrics:
+def _describe(model: SequenceModel, lesson: Lesson) -> GroupMetrics:
     meeting = lesson.meeting
     return GroupMetrics(
         blocks=lesson.blocks,
         local_loss=None if lesson.local is None else lesson.mean_local.item(),
         cosine=None if meeting is None else meeting.cosine,
         weights=None if meeting is None else meeting.weights,
-        grad_norm=norms.of(*(model.layers[i] for i in lesson.blocks)),
+        grad_norm=_grad_norm(*(model.layers[i] for i in lesson.blocks)),
     )
 
 
-def _weights(model: SequenceModel, blocks: range) -> Tensor:
-    """Return a copy of all trained weights of some blocks, one after the other."""
-    trained = (p for i in blocks for p in model.layers[i].parameters() if p.requires_grad)
-    parts = [p.detach().reshape(-1) for p in trained]
-    return torch.cat(parts) if parts else torch.zeros(0)
+def _grad_norm(*modules: nn.Module) -> float:
+    return norm_of(p.grad for module in modules for p in module.parameters())
+
+
+def _trained(model: SequenceModel, blocks: range) -> list[Tensor]:
+    """Return the trained weights of some blocks."""
+    weights = (p for i in blocks for p in model.layers[i].parameters())
+    return [p.detach() for p in weights if p.requires_grad]
