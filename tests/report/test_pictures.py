@@ -23,7 +23,8 @@ from spherescan.report import (
     reliability,
     slowest_parts,
 )
-from spherescan.report.decisions import _one_half
+from spherescan.report.curves import _loss_axis
+from spherescan.report.decisions import _labels_apart, _one_half
 from spherescan.report.palette import colour, dash, mark
 from spherescan.report.sphere import components
 
@@ -149,6 +150,15 @@ def test_without_unknown_series_those_of_other_classes_stand_in():
     assert "AUROC 0.500" in open_set(same).text
 
 
+def test_labels_of_marks_that_lie_on_each_other_are_left_out():
+    def place(x, y, asked):
+        return {"in": x, "correct": y, "asked": asked}
+
+    marks = [place(0.5, 0.99, 0.01), place(0.03, 0.98, 0.02), place(0.0, 0.95, 0.05)]
+    marks.append(place(0.0, 0.9, 0.1))
+    assert _labels_apart(marks) == ["1%", "2%", "", "10%"]
+
+
 def test_scores_other_than_cosines_are_told_and_used():
     asked = answers()
     score, far = torch.arange(60.0), torch.full((60,), 29.5)
@@ -258,6 +268,20 @@ def test_curves_have_every_loss_and_marks_where_the_run_turned():
     assert len(long.data[0]["x"]) == 334
     assert "mean over 3 steps" in long.text
     assert long.data[0]["x"][-1] == 1001
+
+
+@pytest.mark.parametrize(
+    ("losses", "axis"),
+    [
+        ([0.6, None, 0.9], {"type": "log", "dtick": "D1"}),
+        ([0.06, 0.9], {"type": "log", "dtick": "D2"}),
+        ([0.0006, 0.9], {"type": "log", "dtick": 1}),
+        ([0.0, 0.9], {}),
+        ([None], {}),
+    ],
+)
+def test_labels_of_losses_are_as_many_as_there_is_room_for(losses, axis):
+    assert _loss_axis([{"y": losses}]) == axis
 
 
 def test_what_is_not_finite_is_a_gap():

@@ -60,7 +60,7 @@ def learning_curves(
             "Learning curves",
             _about_curves(train, width, n_lines=len(traces)),
             data=tuple(traces),
-            layout=_steps_layout("loss", log=_all_positive(traces), events=events),
+            layout=_steps_layout("loss", _loss_axis(traces), events=events),
             table=_losses(train),
         )
     ]
@@ -96,7 +96,7 @@ def network_curves(curves: Mapping[str, NetworkCurve], *, text: str) -> Section:
         "Learning curves",
         text,
         data=tuple(traces),
-        layout=_steps_layout("loss", log=_all_positive(traces), events=()),
+        layout=_steps_layout("loss", _loss_axis(traces), events=()),
         table=Table(
             tuple(heads), tuple(_network_row(n, c, wide=bool(held)) for n, c in curves.items())
         ),
@@ -150,7 +150,7 @@ def conflicts(records: Sequence[Record]) -> Section:
         "Cosine of a block's own gradient with the one that backpropagation sends it. Below 0 a "
         "step along one undoes part of the other, which is what surgery mends.",
     )
-    layout = _steps_layout("cosine", log=False, events=())
+    layout = _steps_layout("cosine", {}, events=())
     layout["yaxis"]["range"] = [-1.05, 1.05]
     rows = tuple(_conflict_row(name, cosine, train) for _, name, cosine in lines)
     table = Table(("block", *(f"cosine / conflicts, {head}" for head in _heads())), rows)
@@ -177,7 +177,7 @@ def _scores(validation: Sequence[Record], score: str, events: Iterable[Record]) 
         traces.append(
             _points("best, kept", [last["step"]], [_finite(last[score])], index=1, size=13)
         )
-    layout = _steps_layout(score, log=False, events=events)
+    layout = _steps_layout(score, {}, events=events)
     if score == "accuracy":
         lowest = min((value for value in values if value is not None), default=0.0)
         layout["yaxis"]["range"] = [max(-0.02, lowest - 0.05), 1.02]
@@ -329,16 +329,24 @@ def _points(
     }
 
 
-def _all_positive(traces: Iterable[Mapping[str, Any]]) -> bool:
-    return all(value > 0 for trace in traces for value in trace["y"] if value is not None)
+def _loss_axis(traces: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a logarithmic axis where all is positive, with labels that do not touch."""
+    values = [value for trace in traces for value in trace["y"] if value is not None]
+    if not values or min(values) <= 0:
+        return {}
+    decades = math.log10(max(values) / min(values))
+    # Every digit, 1, 2 and 5, or powers of ten alone.
+    return {"type": "log", "dtick": "D1" if decades < 1 else "D2" if decades < 3 else 1}
 
 
-def _steps_layout(title: str, *, log: bool, events: Iterable[Record]) -> dict[str, Any]:
+def _steps_layout(
+    title: str, axis: Mapping[str, Any], *, events: Iterable[Record]
+) -> dict[str, Any]:
     turns = [event for event in events if event["kind"] in _TURNS and "step" in event]
     return {
         "margin": {"l": 70, "r": 20, "t": 30, "b": 50},
         "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": title}, "type": "log" if log else "linear"},
+        "yaxis": {"title": {"text": title}, **axis},
         "legend": {"orientation": "h", "y": -0.2},
         "hovermode": "x unified",
         "showlegend": True,

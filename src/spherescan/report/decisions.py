@@ -1,5 +1,6 @@
 """Which classes are taken for which, how sure to be, and when to say unknown."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +66,10 @@ def confusion(answers: ClassAnswers) -> Section:
             "colorscale": "Cividis",
             "xgap": 1,
             "ygap": 1,
-            "colorbar": {"title": {"text": "share of the class"}, "tickformat": ".0%"},
+            "colorbar": {
+                "title": {"text": "share of the class", "side": "right"},
+                "tickformat": ".0%",
+            },
             "hovertemplate": "of class %{y}, taken for %{x}: %{customdata}<extra></extra>",
         },
         {
@@ -79,7 +83,13 @@ def confusion(answers: ClassAnswers) -> Section:
             "showlegend": False,
         },
     )
-    axis = {"tickmode": "array", "tickvals": ticks, "ticktext": labels, "showgrid": False}
+    axis = {
+        "tickmode": "array",
+        "tickvals": ticks,
+        "ticktext": labels,
+        "showgrid": False,
+        "zeroline": False,
+    }
     layout = {
         "margin": {"l": 90, "r": 20, "t": 10, "b": 70},
         "xaxis": {**axis, "title": {"text": "taken for"}, "constrain": "domain"},
@@ -202,7 +212,7 @@ def open_set(
             "name": "known called unknown",
             "x": [mark["in"] for mark in marks],
             "y": [mark["correct"] for mark in marks],
-            "text": [f"{mark['asked']:.0%}" for mark in marks],
+            "text": _labels_apart(marks),
             "textposition": "bottom right",
             "marker": {"color": colour(1), "size": 9, "symbol": "diamond"},
         },
@@ -226,6 +236,17 @@ def open_set(
         ),
     )
     return Section("open-set", "Known or unknown", text, data, layout, table, fold=False)
+
+
+def _labels_apart(marks: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what marks are called; nothing where the label before it would be written over."""
+    labels: list[str] = []
+    last: Mapping[str, float] | None = None
+    for mark in marks:
+        near = last is not None and all(abs(mark[k] - last[k]) < 0.06 for k in ("in", "correct"))
+        labels.append("" if near else f"{mark['asked']:.0%}")
+        last = last if near else mark
+    return labels
 
 
 def _by_cosine(answers: ClassAnswers) -> Known:

@@ -61,7 +61,7 @@ def class_sphere(answers: ClassAnswers) -> Section:
     traces.append(_prototypes(answers.prototypes.double() @ axes, answers.names))
     shown = "" if len(kept) == len(answers.target) else f"{len(kept)} of them, evenly picked. "
     text = (
-        f"Where {answers.source} lie on the sphere of {answers.prototypes.shape[1]} dimensions, "
+        f"{answers.source}, on the sphere of {answers.prototypes.shape[1]} dimensions, "
         f"seen along {_seen_along(view)}; what seems inside the globe lies on it too. "
         f"{shown}Named marks are prototypes, rings are {answers.items} taken for another class."
     )
@@ -89,7 +89,7 @@ def number_sphere(answers: NumberAnswers) -> Section:
     traces = [*_globe(), _points("sequences", places, texts, marker=marker)]
     traces.append(_prototypes(answers.pole[None].double() @ axes, ("pole",)))
     text = (
-        f"Where {answers.source} lie on the sphere of {len(answers.pole)} dimensions: a number is "
+        f"{answers.source}, on the sphere of {len(answers.pole)} dimensions: a number is "
         "read from the angle to the pole. Seen along the pole and the principal components of the "
         "rest."
     )
