@@ -122,6 +122,26 @@ def test_neither_padding_nor_the_batch_changes_the_features(kind, form, lengths,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_that_does_not_say_where_series_end_is_refused(kind):
+    x, mask = batch([20, 13], 2)
+    features = fitted(kind, x, mask)
+    gap, none = mask.clone(), mask.clone()
+    gap[0, 5] = none[1] = False
+    plain = getattr(type(features).forward, "__wrapped__", type(features).forward)
+    for wrong, message in (
+        (gap, "gaps"),
+        (none, "without"),
+        (mask[:1], "shape"),
+        (mask.T, "shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain(features, x, wrong)
+    if isinstance(features, MiniRocket):
+        with pytest.raises(ValueError, match="without"):
+            features.fit(x, none, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_series_have_no_features(kind):
     x, mask = batch([20, 20], 2)
     features = fitted(kind, x, mask)

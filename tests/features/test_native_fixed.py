@@ -23,17 +23,19 @@ def of_form(form: str, features: torch.nn.Module, *series: torch.Tensor) -> torc
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
     c=st.integers(1, 12),
+    groups=st.sampled_from([1, 3, 9]),
     seed=st.integers(0, 1000),
 )
-@example(lengths=[8, 16, 64, 65], c=1, seed=0)  # a kernel that just does not fit, or just does
-def test_every_level_decides_as_the_torch_form(lengths, c, seed):
+@example(lengths=[8, 16, 64, 65], c=1, groups=1, seed=0)  # a kernel just does not fit, or does
+@example(lengths=[2050, 1025], c=1, groups=17, seed=0)  # more than a stretch, and than a task
+def test_every_level_decides_as_the_torch_form(lengths, c, groups, seed):
     """Shares and counts are decisions, and equal; sums of responses are rounded by each."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(lengths), max(lengths), c, generator=generator)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     rocket = MiniRocket(c, max(lengths), n_features=84 * 7, generator=generator)
     rocket.fit(x, mask, generator=generator)
-    hydra = Hydra(c, max(lengths), n_groups=6, generator=generator)
+    hydra = Hydra(c, max(lengths), n_groups=2 * groups, generator=generator)
     shares, wins = (of_form("torch", features, x, mask) for features in (rocket, hydra))
     for level in range(native.best_simd() + 1):
         with native.forced_simd(level):
@@ -70,12 +72,48 @@ def test_threads_and_repeats_do_not_change_a_bit():
         assert torch.equal(features(x, mask), expected)
 
 
+def test_a_dilation_beyond_the_series_sees_one_tap():
+    arguments = minirocket_arguments()
+    arguments["x"].normal_(generator=torch.Generator().manual_seed(0))
+    found = [arguments["out"].clone() for _ in range(2)]
+    for out, dilation in zip(found, (10, 1 << 61), strict=True):
+        native_fixed.minirocket(**(arguments | {"out": out, "dilation": dilation}))
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
+def test_long_series_are_fitted_a_few_kernels_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 60, 5, generator=generator)
+    mask = torch.arange(60) < torch.tensor([60, 9, 1, 33])[:, None]
+    biases = []
+    for size in (1 << 20, 4 * 60 * 10, 1):
+        monkeypatch.setattr("spherescan.features.minirocket.PIECE_BYTES", size)
+        rocket = MiniRocket(5, 60, n_features=84 * 4, generator=generator.manual_seed(1))
+        rocket.fit(x, mask, generator=generator)
+        biases.append(rocket.biases)
+    assert torch.equal(biases[0], biases[1])
+    assert torch.equal(biases[0], biases[2])
+
+
+def test_a_compiled_graph_takes_the_torch_form():
+    generator = torch.Generator().manual_seed(0)
+    hydra = Hydra(2, 30, n_groups=4, generator=generator)
+    x, mask = torch.randn(1, 30, 2, generator=generator), torch.ones(1, 30, dtype=torch.bool)
+    expected = of_form("torch", hydra, x, mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert torch.equal(hydra(x, mask), expected)
+
+
 def test_gradients_and_float64_take_the_torch_form():
     generator = torch.Generator().manual_seed(0)
     hydra = Hydra(2, 30, n_groups=4, generator=generator)
     x, mask = torch.randn(1, 30, 2, generator=generator), torch.ones(1, 30, dtype=torch.bool)
     found = hydra(x, mask)
     torch.testing.assert_close(hydra(x.double(), mask), found)
+    torch.testing.assert_close(hydra.double()(x, mask).float(), found)
+    hydra.float()
     (gradient,) = torch.autograd.grad(hydra(x.requires_grad_(), mask)[found > 0].sum(), x)
     assert gradient.any()
 
@@ -145,6 +183,18 @@ def test_channels_that_are_not_there_are_refused(kernel, name, number):
     made[name].view(-1)[0] = number
     with pytest.raises(ValueError, match=f"{name} go from"):
         call(**made)
+
+
+@pytest.mark.parametrize("kernel", CALLS)
+def test_where_it_reads_it_does_not_write(kernel):
+    call, arguments = CALLS[kernel]
+    made = arguments()
+    out = made["out"]
+    with pytest.raises(ValueError, match="out has strides"):
+        call(**(made | {"out": out[:1].expand(out.shape)}))
+    memory = torch.zeros(out.numel())
+    with pytest.raises(ValueError, match="share memory"):
+        call(**(made | {"out": memory.view_as(out), "x": memory[:60].view(2, 3, 10)}))
 
 
 def test_other_numbers_of_kernels_are_refused():

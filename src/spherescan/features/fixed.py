@@ -119,9 +119,10 @@ class FixedFeatures(nn.Module):
         made.load_state_dict(dict(state))
         for name, tensor in made.named_buffers():
             kind = name.rpartition(".")[2]
-            low, high = {"channels": (0, n_channels - 1), "n_summed": (1, n_channels)}.get(
-                kind, (-math.inf, math.inf)
-            )
+            low, high = {
+                "channels": (0, n_channels - 1),
+                "n_summed": (1, min(TAPS, n_channels)),
+            }.get(kind, (-math.inf, math.inf))
             if kind == "channel_std":
                 low = float(torch.finfo(torch.float64).tiny)
             if not bool(((tensor >= low) & (tensor <= high) & tensor.isfinite()).all()):

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from spherescan.features.kernels import (
     TAPS,
     channel_sums,
+    expect_ends,
     longest_dilation_exponent,
     pieces,
     random_channels,
@@ -84,8 +85,17 @@ class Hydra(nn.Module):
         return 2 * self.weights.shape[:4].numel()
 
     def forward(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
-        """Return the features of each series, none of them negative."""
-        if native_fixed.has_kernel(x):
+        """Return the features of each series, none of them negative.
+
+        Args:
+            x: Series, finite.
+            mask: True on real positions, which come first, at least one in each series.
+
+        Raises:
+            ValueError: A mask that does not say where series end.
+        """
+        expect_ends(x, mask)
+        if native_fixed.has_kernel(x, self.weights):
             return self._by_kernel(x, mask)
         n_outputs = self.weights.shape[2] * IN_GROUP
         found = [self._features(part, real) for part, real in pieces(x, mask, n_outputs=n_outputs)]

@@ -13,7 +13,22 @@ from torch import Generator, Tensor
 
 TAPS = 9
 # Bytes of one tensor of convolution outputs, to stay in the cache; a single series is not cut.
-_PIECE_BYTES = 8 << 20
+PIECE_BYTES = 8 << 20
+
+
+def expect_ends(x: Float[Tensor, "b l c"], mask: Tensor) -> None:
+    """Check that a mask says where series end.
+
+    Raises:
+        ValueError: It has another shape, a series without a real position, or one behind a
+            position that is not real.
+    """
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"mask has the shape {tuple(mask.shape)}; expected {tuple(x.shape[:2])}")
+    if not bool(mask.any(1).all()):
+        raise ValueError("the mask leaves a series without a position; leave such series out")
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("the mask has gaps; the real positions of a series come first")
 
 
 def channel_sums(
@@ -59,7 +74,7 @@ def pieces(
     x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"], *, n_outputs: int
 ) -> Iterator[tuple[Float[Tensor, "b c l"], Bool[Tensor, "b l"]]]:
     """Cut a batch into parts of which `n_outputs` channels stay small, zero where masked."""
-    size = max(1, _PIECE_BYTES // (4 * n_outputs * x.shape[1]))
+    size = max(1, PIECE_BYTES // (4 * n_outputs * x.shape[1]))
     for start in range(0, len(x), size):
         part, real = x[start : start + size], mask[start : start + size]
         yield part.masked_fill(~real[:, :, None], 0).transpose(1, 2).contiguous(), real

@@ -4,6 +4,7 @@ Letters: b batch, l length, c channels, k the 84 kernels, f features.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from spherescan.features.kernels import (
+    PIECE_BYTES,
     TAPS,
     channel_sums,
+    expect_ends,
     longest_dilation_exponent,
     pieces,
     random_channels,
@@ -91,24 +94,48 @@ class MiniRocket(nn.Module):
     def fit(
         self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"], *, generator: Generator
     ) -> None:
-        """Take the biases from training series, drawn at random; real positions come first."""
+        """Take the biases from training series, drawn at random.
+
+        Args:
+            x: Series; what is behind the end of one does not matter.
+            mask: True on real positions, which come first, at least one in each series.
+            generator: Source of the series.
+
+        Raises:
+            ValueError: A mask that does not say where series end.
+        """
+        expect_ends(x, mask)
+        at_once = max(1, PIECE_BYTES // (4 * x.shape[1]))
         quantiles = torch.arange(1, 1 + self.n_features, dtype=torch.float64) * _GOLDEN % 1
         for biases, at, row in zip(
             self._each(self.biases), self._each(quantiles), range(len(self.counts)), strict=True
         ):
             drawn = torch.randint(len(x), (len(KERNELS),), generator=generator)
-            # Each kernel on a series of its own.
-            z = x[drawn, :, self.channels[row, :, 0]]
-            for s in range(1, self.channels.shape[2]):
-                more = self.n_summed[row] > s
-                z[more] += x[drawn[more], :, self.channels[row, more, s]]
-            real = mask[drawn]
-            out = _convolved(z.masked_fill(~real, 0)[None], self.dilations[row])[0]
-            biases.copy_(_quantiles(out.masked_fill(~real, torch.inf), real.sum(1), at))
+            # Each kernel on a series of its own; of long ones a few at a time.
+            for some in torch.split(torch.arange(len(KERNELS)), at_once):
+                examples, n_summed = drawn[some], self.n_summed[row, some]
+                z = x[examples, :, self.channels[row, some, 0]]
+                for s in range(1, self.channels.shape[2]):
+                    more = n_summed > s
+                    z[more] += x[examples[more], :, self.channels[row, some[more], s]]
+                real = mask[examples]
+                kernels = [KERNELS[k] for k in some.tolist()]
+                out = _convolved(z.masked_fill(~real, 0)[None], self.dilations[row], kernels)[0]
+                out.masked_fill_(~real, torch.inf)
+                biases[some] = _quantiles(out, real.sum(1), at[some])
 
     def forward(self, x: Float[Tensor, "b l c"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b f"]:
-        """Return the features of each series, each between 0 and 1."""
-        if native_fixed.has_kernel(x):
+        """Return the features of each series, each between 0 and 1.
+
+        Args:
+            x: Series, finite.
+            mask: True on real positions, which come first, at least one in each series.
+
+        Raises:
+            ValueError: A mask that does not say where series end.
+        """
+        expect_ends(x, mask)
+        if native_fixed.has_kernel(x, self.biases):
             return self._by_kernel(x, mask)
         found = [
             self._features(part, real) for part, real in pieces(x, mask, n_outputs=len(KERNELS))
@@ -145,7 +172,7 @@ class MiniRocket(nn.Module):
             z = x  # of one channel: then all kernels see the same taps
             if x.shape[1] > 1:
                 z = channel_sums(x, self.channels[row], self.n_summed[row])
-            out = _convolved(z, dilation)
+            out = _convolved(z, dilation, KERNELS)
             inner = _inner(mask, (TAPS // 2) * dilation)
             # Every second kernel sees all positions; which half changes with the dilation.
             seen = torch.stack([mask, inner], 1)[:, (row % 2 + padded_of) % 2]
@@ -156,21 +183,24 @@ class MiniRocket(nn.Module):
         return torch.cat(features, 1)
 
 
-def _convolved(z: Float[Tensor, "b k l"], dilation: int) -> Float[Tensor, "b 84 l"]:
-    """Return 3 times the sum of three taps less that of all, for each kernel.
+def _convolved(
+    z: Float[Tensor, "b k l"], dilation: int, kernels: Sequence[tuple[int, ...]]
+) -> Float[Tensor, "b n l"]:
+    """Return 3 times the sum of three taps less that of all, for each of n kernels.
 
     Args:
         z: What each kernel sees, or what all of them see.
         dilation: Distance between taps.
+        kernels: Those three taps of each.
     """
     seen = taps(z, dilation)
     total = sum(seen[1:], start=seen[0])
     if z.shape[1] == 1:
-        each, twos = torch.cat(seen, 1), torch.tensor(KERNELS)
+        each, twos = torch.cat(seen, 1), torch.tensor(kernels)
         picked = each[:, twos[:, 0]] + each[:, twos[:, 1]] + each[:, twos[:, 2]]
     else:
         picked = torch.stack(
-            [seen[i][:, k] + seen[j][:, k] + seen[m][:, k] for k, (i, j, m) in enumerate(KERNELS)],
+            [seen[i][:, k] + seen[j][:, k] + seen[m][:, k] for k, (i, j, m) in enumerate(kernels)],
             dim=1,
         )
     return 3 * picked - total

@@ -14,9 +14,15 @@ from spherescan.ops.form import form_for, records_gradient
 _KERNELS, _IN_GROUP, _TAPS = 84, 8, 9
 
 
-def has_kernel(x: Tensor) -> bool:
-    """Return whether the kernels describe these series, as the form of the ops says."""
-    return form_for(x) == "native" and x.dtype == torch.float32 and not records_gradient(x)
+def has_kernel(x: Tensor, parameters: Tensor) -> bool:
+    """Return whether the kernels describe these series, as the form of the ops says.
+
+    They are no operators of torch: what is compiled or needs a gradient takes the torch form.
+    """
+    if torch.compiler.is_compiling() or records_gradient(x, parameters):
+        return False
+    both_float32 = x.dtype == parameters.dtype == torch.float32
+    return both_float32 and form_for(x, parameters) == "native"
 
 
 def minirocket(
@@ -47,7 +53,7 @@ def minirocket(
         TypeError: The wrong type or device.
         ValueError: The wrong shape or strides, or a number beyond what it counts.
     """
-    call = _call(x, lengths, channels, n_summed, dilation, kernels=_KERNELS)
+    call = _call(x, lengths, channels, n_summed, dilation, out, kernels=_KERNELS)
     count = biases.shape[1]
     native.positive(biases=count)
     call.count, call.odd = count, odd
@@ -82,14 +88,21 @@ def hydra(
         ValueError: The wrong shape or strides, or a number beyond what it counts.
     """
     groups = len(channels)
-    call = _call(x, lengths, channels, n_summed, dilation, kernels=groups)
+    call = _call(x, lengths, channels, n_summed, dilation, out, kernels=groups)
     call.parameters = native.dense("weights", weights, (groups, _IN_GROUP, _TAPS), torch.float32)
     call.out = native.rows("out", out[None], (1, len(x), groups * _IN_GROUP * 2), torch.float32)
     native.call("spherescan_hydra", call)
 
 
 def _call(
-    x: Tensor, lengths: Tensor, channels: Tensor, n_summed: Tensor, dilation: int, *, kernels: int
+    x: Tensor,
+    lengths: Tensor,
+    channels: Tensor,
+    n_summed: Tensor,
+    dilation: int,
+    out: Tensor,
+    *,
+    kernels: int,
 ) -> native.Fixed:
     """Check what both read and fill in where it lies."""
     b, c, length = x.shape
@@ -103,7 +116,7 @@ def _call(
         length=length,
         kernels=kernels,
         most_picked=most,
-        dilation=dilation,
+        dilation=min(dilation, length),  # the taps at the sides see nothing in either case
         threads=native.threads(),
         simd=native.simd(),
         x=native.dense("x", x, (b, c, length), torch.float32),
@@ -114,6 +127,9 @@ def _call(
     _expect_between("lengths", lengths, 0, length)
     _expect_between("channels", channels, 0, c - 1)
     _expect_between("n_summed", n_summed, 1, most)
+    native.disjoint(
+        {"out": out}, {"x": x, "lengths": lengths, "channels": channels, "n_summed": n_summed}
+    )
     return call
 
 

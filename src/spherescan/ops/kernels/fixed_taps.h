@@ -18,7 +18,7 @@ class FixedTaps {
 
     Index reach() const { return reach_; }
 
-    // Values of a line: whole vectors may be read from each of its positions.
+    // Values of a line: whole vectors may be read at every tap of every position of the series.
     Index line_values() const { return fixed_.length + 2 * reach_ + kWidth<float>; }
 
     // Fill a line for one kernel, so that tap j of position t is line[t + j dilation].

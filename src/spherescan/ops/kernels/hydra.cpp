@@ -1,7 +1,7 @@
 // Hydra at one dilation: at each position the kernel of a group of eight that responds most gets its response, if that is
 // above 0, and the one that responds least is counted. Of equal ones the first counts.
 //
-// Compiled without fused multiply-adds: which kernel wins is then the same as in the torch form.
+// Compiled without fused multiply-adds: which kernel wins is then the same as in the torch form, subnormal numbers aside.
 #include "fixed_taps.h"
 #include "kernels.h"
 #include "parallel.h"

@@ -5,7 +5,7 @@
 //   f    = share of t with v_t > bias
 //
 // Every second kernel looks only where it lies wholly within the series, if that is anywhere. Compiled without fused
-// multiply-adds: whether a value exceeds a bias is then the same as in the torch form.
+// multiply-adds: whether a value exceeds a bias is then the same as in the torch form, subnormal numbers aside, which are zero.
 #include <cmath>
 
 #include "fixed_taps.h"
@@ -20,7 +20,7 @@ constexpr int kKernels = 84, kParts = 4;  // of the kernels: tasks of one series
 struct Threes {
     int taps[kKernels][3];
 
-    Threes() : taps{} {
+    constexpr Threes() : taps{} {
         int kernel = 0;
         for (int i = 0; i < kTaps; ++i) {
             for (int j = i + 1; j < kTaps; ++j) {
@@ -65,7 +65,7 @@ class MiniRocket {
     };
 
     void run_kernels(Index batch, Index first, Index last, const Lines& lines) const {
-        static const Threes threes;
+        static constexpr Threes threes;
         for (Index kernel = first; kernel < last; ++kernel) {
             if (kernel == first || fixed_.channels > 1) fill(batch, kernel, lines);
             const Index length = fixed_.lengths[batch], reach = taps_.reach();
