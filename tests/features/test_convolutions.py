@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spherescan.features import Hydra, MiniRocket, channel_statistics
+from spherescan.features import FixedFeatures, Hydra, MiniRocket, channel_statistics
 from spherescan.features.minirocket import KERNELS
 from spherescan.ops import native
 
@@ -206,6 +206,20 @@ def test_statistics_are_those_of_numpy():
         spread = np.log(series.std(0) + 1e-6)
         expected = [series.mean(0), spread, series.max(0), series.min(0)]
         np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_more_channels_than_a_kernel_sees_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    x, mask = batch([20, 13], 12)
+    features = FixedFeatures(12, 20, n_features=84, n_groups=2, generator=generator)
+    features.fit(x, mask, generator=generator)
+    state = {name: tensor.clone() for name, tensor in features.state_dict().items()}
+    made = FixedFeatures.of_state(state, 20)
+    assert torch.equal(made(x, mask), features(x, mask))
+    for name in ("rocket.n_summed", "hydra.n_summed"):
+        forged = state | {name: torch.full_like(state[name], 11)}
+        with pytest.raises(ValueError, match=f"{name} holds a value"):
+            FixedFeatures.of_state(forged, 20)
 
 
 def test_sizes_that_make_no_sense_are_refused():
