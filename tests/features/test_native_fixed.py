@@ -124,27 +124,22 @@ def plain(function):
 
 
 def minirocket_arguments() -> dict:
-    return {
-        "x": torch.zeros(2, 3, 10),
-        "lengths": torch.tensor([10, 4]),
-        "channels": torch.zeros(84, 3, dtype=torch.long),
-        "n_summed": torch.ones(84, dtype=torch.long),
-        "biases": torch.zeros(84, 2),
-        "dilation": 1,
-        "odd": False,
-        "out": torch.zeros(2, 168),
-    }
+    made = {"biases": torch.zeros(84, 2), "odd": False, "out": torch.zeros(2, 168)}
+    return made | arguments_of_both(kernels=84)
 
 
 def hydra_arguments() -> dict:
+    made = {"weights": torch.zeros(5, 8, 9), "out": torch.zeros(2, 80)}
+    return made | arguments_of_both(kernels=5)
+
+
+def arguments_of_both(*, kernels: int) -> dict:
     return {
         "x": torch.zeros(2, 3, 10),
         "lengths": torch.tensor([10, 4]),
-        "channels": torch.zeros(5, 3, dtype=torch.long),
-        "n_summed": torch.ones(5, dtype=torch.long),
-        "weights": torch.zeros(5, 8, 9),
+        "channels": torch.zeros(kernels, 3, dtype=torch.long),
+        "n_summed": torch.ones(kernels, dtype=torch.long),
         "dilation": 1,
-        "out": torch.zeros(2, 80),
     }
 
 
