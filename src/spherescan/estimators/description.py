@@ -124,6 +124,8 @@ class SeriesFeatures(nn.Module):
                 made, rows = cls.of_networks(networks, left_out)
             else:
                 made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
+                if made.networks is None:
+                    clock.tell("networks dropped: fixed features alone do better on series left out")
             made.curves = networks.curves
         if not statistics or vocab_size is not None:
             return made, rows
