@@ -3,7 +3,8 @@
     pip install ".[experiments]"
     OMP_NUM_THREADS=1 python experiments/series.py [--seeds 5] [NAME ...]
 
-Further sets that lie in these packages: ACSF1, OSULeaf, PickupGestureWiimoteZ, PigCVP, PLAID. Every set is fitted with `SequenceClassifier(random_state=seed)` and nothing else; the test split is
+Further sets that lie in these packages: ACSF1, OSULeaf, PickupGestureWiimoteZ, PigCVP, PLAID.
+Every set is fitted with `SequenceClassifier(random_state=seed)` and nothing else; the test split is
 used once for each seed, and nothing is chosen by it. aeon's classifier is its MiniRocket, then a
 standardisation and a ridge whose penalty is chosen by leaving one out, as its authors have it.
 Seconds are those of the process, fitting and predicting apart; the first fit of aeon, which

@@ -125,7 +125,9 @@ class SeriesFeatures(nn.Module):
             else:
                 made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
                 if made.networks is None:
-                    clock.tell("networks dropped: fixed features alone do better on series left out")
+                    clock.tell(
+                        "networks dropped: on what is left out fixed features do better alone"
+                    )
             made.curves = networks.curves
         if not statistics or vocab_size is not None:
             return made, rows
