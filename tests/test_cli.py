@@ -136,6 +136,7 @@ def test_a_wrong_command_line(here, capsys, arguments, parts):
     refused(capsys, arguments, 2, *parts)
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
@@ -234,12 +235,14 @@ def test_a_file_of_an_estimator_is_no_run(here, capsys, verb):
     refused(capsys, [verb, "e.safetensors", *arguments], 2, "saved is read in Python, by its load")
 
 
+@pytest.mark.unwatched
 def test_data_that_has_moved_is_given_again(run, series, capsys):
     series.rename("moved.ts")
     refused(capsys, ["resume", "run"], 3, "train.ts", "--data.train says where data has moved to")
     assert main(["resume", "run", "--quiet", "--data.train", "moved.ts"]) == 0
 
 
+@pytest.mark.unwatched
 def test_a_batch_larger_than_the_data_is_told(series, capsys):
     command = ["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]
     assert main([*command, "--data.batch-size", "50"]) == 0
@@ -264,6 +267,7 @@ def test_one_sequence_that_no_memory_could_hold_is_refused(series, monkeypatch, 
     )
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "inspect"])
 def test_a_truncated_checkpoint(run, capsys, verb):
     newest = max((run / "ckpt").iterdir())
@@ -276,6 +280,7 @@ def test_a_truncated_checkpoint(run, capsys, verb):
         refused(capsys, [verb, *arguments], 4, newest.name, "truncated")
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("verb", [["resume", "run"], ["evaluate", "run", "train.ts"]])
 def test_a_checkpoint_of_another_model(run, capsys, verb):
     other = ["--run.dir", "other", *FLAGS, "--model.d-model", "12", "--run.steps", "20"]
@@ -344,6 +349,7 @@ def test_a_start_that_the_disk_refuses_leaves_nothing(series, capsys):
     assert not Path("run").exists()
 
 
+@pytest.mark.unwatched
 def test_wrong_data_at_evaluation(run, capsys):
     write_series(Path("wide.ts"), n_channels=3)
     refused(capsys, ["evaluate", "run", "wide.ts"], 3, "wide.ts", "3 channels", "has 2")
@@ -463,6 +469,7 @@ def test_evaluate_tells_the_recall_of_each_class_the_worst_first(run, capsys):
     )
 
 
+@pytest.mark.unwatched
 def test_evaluate_tells_the_worst_of_many_classes(here, capsys):
     lines = ["case,label,x"]
     for case in range(48):
@@ -529,6 +536,7 @@ def test_tokens_from_import_to_prediction(here, capsys):
     refused(capsys, ["evaluate", "run", "one.txt"], 3, "one.txt")
 
 
+@pytest.mark.unwatched
 def test_regression_from_training_to_prediction(here, capsys):
     rng = np.random.default_rng(0)
     np.savez("x.npz", x=rng.normal(size=(30, 1, 5)).astype(np.float32), y=rng.normal(size=30))
@@ -573,6 +581,7 @@ def test_inspect_knows_every_kind(run, capsys):
     assert "classification" in capsys.readouterr().out
 
 
+@pytest.mark.unwatched
 def test_verify_tells_what_it_looked_at(run, capsys):
     assert main(["verify", "run", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -644,6 +653,7 @@ def wait_for_step(run: Path, step: int) -> None:
     raise AssertionError("the run did not get going")
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_prints_how_to_go_on(series, capsys, signum, code):
     flags = ["--data.train", "train.ts", *FLAGS, "--run.steps", "5000", "--run.threads", "1"]
@@ -748,6 +758,7 @@ def test_a_run_goes_on_when_its_progress_finds_no_room(series):
     assert Path("run/ckpt/step-000000000012.safetensors").exists()
 
 
+@pytest.mark.unwatched
 def test_a_run_is_saved_when_its_terminal_is_closed(series):
     leader, follower = pty.openpty()
     flags = ["--data.train", "train.ts", *FLAGS, "--run.steps", "5000", "--run.threads", "1"]

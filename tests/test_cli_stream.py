@@ -68,6 +68,7 @@ def as_lines(series) -> str:
     )
 
 
+@pytest.mark.unwatched
 def test_the_last_answer_to_each_real_sequence_is_that_of_predict(stream, runs, capsys):
     name = "sample:JapaneseVowels_TEST.ts"
     wanted = predictions(capsys, "speech", name)
@@ -79,6 +80,7 @@ def test_the_last_answer_to_each_real_sequence_is_that_of_predict(stream, runs, 
     assert len(set(wanted)) > 1
 
 
+@pytest.mark.unwatched
 def test_a_line_is_answered_with_step_class_and_confidence(stream, runs, capsys):
     series = read_series(runs / "train.ts").series
     wanted = predictions(capsys, "waves", "train.ts")

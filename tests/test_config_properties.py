@@ -18,6 +18,8 @@ from spherescan.cli import main
 from spherescan.config import RunConfig, load_config, parse_config, settings, to_flags, to_toml
 from spherescan.errors import ConfigError
 
+pytestmark = pytest.mark.unwatched
+
 EXAMPLES = int(os.environ.get("SPHERESCAN_EXAMPLES", "1000"))
 NAMES = [name for name, _ in settings()]
 

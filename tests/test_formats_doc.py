@@ -37,6 +37,8 @@ from spherescan.train import Reporter, ResumeOptions, Signals, fork, resume
 from tests.train.test_recovery import nan_at
 from tests.train.test_training import trainer_for, write_series
 
+pytestmark = pytest.mark.unwatched
+
 TEXT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
 GOLDEN = Path(__file__).parent / "golden"
 TYPES = {

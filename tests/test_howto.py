@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unwatched
+
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "howto").glob("*.md"))
 COMMANDS = {
     page.stem: "".join(

@@ -23,6 +23,8 @@ from spherescan.runs import read_checkpoint, write_checkpoint
 from spherescan.runs.events import EventLog
 from spherescan.runs.folder import Folder
 
+pytestmark = pytest.mark.unwatched
+
 SOURCE = Path(spherescan.__file__).parent
 CONTROL = {chr(code) for code in (*range(32), *range(127, 160))}
 # Running code from a file, other programs, or the network: modules with all that is in them, and

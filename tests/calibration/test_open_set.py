@@ -38,6 +38,7 @@ def test_auroc_counts_pairs(known, unknown):
     assert auroc(known.float(), unknown) == expected
 
 
+@pytest.mark.unwatched
 @given(SCORES, SCORES)
 def test_auroc_is_that_of_scikit_learn(known, unknown):
     metrics = pytest.importorskip("sklearn.metrics")
@@ -46,6 +47,7 @@ def test_auroc_is_that_of_scikit_learn(known, unknown):
     assert auroc(known, unknown) == pytest.approx(expected)
 
 
+@pytest.mark.unwatched
 @given(SCORES, SCORES, st.integers(0, 10**6))
 def test_the_curve_is_what_each_threshold_does(known, unknown, seed):
     correct = rand(len(known), seed=seed) < 0.6
@@ -65,6 +67,7 @@ def test_the_curve_is_what_each_threshold_does(known, unknown, seed):
     assert all_right.area == pytest.approx(auroc(known, unknown), abs=1e-12)
 
 
+@pytest.mark.unwatched
 @given(n=st.integers(1, 60), rejection=RATES, seed=st.integers(0, 10**6), ties=st.booleans())
 def test_the_rejection_rate_is_exact_for_exchangeable_scores(n, rejection, seed, ties):
     """Of n + 1 scores each in turn is the new one: that is all exchangeable scores can be."""

@@ -25,6 +25,7 @@ def loss(logits, target, smoothing=0.0):
     return functional.cross_entropy(logits, target, label_smoothing=smoothing)
 
 
+@pytest.mark.unwatched
 @given(
     n=st.integers(1, 40),
     k=st.integers(1, 6),

@@ -158,6 +158,7 @@ def naive_ts(path: Path):
         yield np.array([[float(v) for v in c.split(",")] for c in channels], np.float32).T, label
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(("part", "count"), [("TRAIN", 270), ("TEST", 370)])
 def test_japanese_vowels_equal_an_independent_parse(part, count):
     path = SAMPLES / f"JapaneseVowels_{part}.ts"
@@ -192,6 +193,7 @@ ARCHIVE = [
 ]
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(("name", "part", "count", "channels", "length", "classes"), ARCHIVE)
 def test_files_of_the_archive_parse(name, part, count, channels, length, classes):
     (folder,) = find_spec("aeon").submodule_search_locations

@@ -17,6 +17,8 @@ from spherescan.data.formats.numbers import float64_values
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
 
+pytestmark = pytest.mark.unwatched
+
 # Seconds of processor time for one input; the usual is a thousandth of it.
 TIME_LIMIT = 1.0
 

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from spherescan.data.order import derived_seed, permuted, sample_order
 
+pytestmark = pytest.mark.unwatched
+
 
 @given(st.integers(1, 700), st.integers(0, 2**40), st.integers(0, 2**30))
 def test_every_epoch_shows_every_sample_once(n, seed, epoch):

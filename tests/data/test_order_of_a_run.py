@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from spherescan.data import BatchStream, PackedDocuments, TokenData, TokenSource, Windows
 from spherescan.data.rows import rows_by_shard, split_rows
 
+pytestmark = pytest.mark.unwatched
+
 WORD = 2**64 - 1
 
 

@@ -27,6 +27,8 @@ from spherescan.errors import DataError
 from spherescan.train.problem import Problem, open_problem
 from tests.data.test_order_of_a_run import Case, cases, row_of
 
+pytestmark = pytest.mark.unwatched
+
 EXAMPLES = int(os.environ.get("SPHERESCAN_EXAMPLES", "150"))
 # A process takes longer to start than a whole run without one.
 EXAMPLES_WITH_WORKERS = max(1, EXAMPLES // 10)

@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 from spherescan.data import NO_TARGET, PackedDocuments, TokenData, Windows
 from spherescan.nn import Mamba, PrototypeHead, SequenceModel
 
+pytestmark = pytest.mark.unwatched
+
 LENGTHS = [5, 1, 3, 17, 2, 2, 9, 1, 6]
 N_CLASSES = 11
 

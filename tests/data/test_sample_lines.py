@@ -15,6 +15,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 GAPS = st.sampled_from([" ", "\t", "   ", ",", ", ", " ,\t"])
 
 
+@pytest.mark.unwatched
 @given(
     rows=st.lists(st.one_of(st.none(), st.tuples(FLOATS, FLOATS, FLOATS)), min_size=1, max_size=8),
     gap=GAPS,

@@ -47,6 +47,7 @@ def test_padding_is_zero_and_masked():
     assert batch.targets.tolist() == [1, 0]
 
 
+@pytest.mark.unwatched
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 40))
 def test_every_epoch_trains_every_series_once(n, batch_size, seed):
     stream = BatchStream(SeriesSource(ragged(n), np.arange(n), seed=seed), batch_size=batch_size)
@@ -165,6 +166,7 @@ def test_numbers_that_are_read_as_labels_are_told_how_to_become_targets(tmp_path
     assert regression_targets(read_series(npz)).tolist() == [1, 2]
 
 
+@pytest.mark.unwatched
 @given(
     st.lists(st.integers(1, 30), min_size=2, max_size=6),
     st.floats(0.05, 0.9),
@@ -201,6 +203,7 @@ def test_the_fingerprint_sees_every_change():
     assert fingerprint(table()) in prints
 
 
+@pytest.mark.unwatched
 def test_samples_ship_with_the_package(tmp_path):
     train = read_series(locate("sample:JapaneseVowels_TRAIN.ts"))
     test = read_series(locate("sample:JapaneseVowels_TEST.ts"))

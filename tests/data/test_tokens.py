@@ -34,6 +34,7 @@ def text(lengths: list[int], *, shard_size: int = 5) -> TokenData:
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8).filter(lambda x: sum(x) > 1)
 
 
+@pytest.mark.unwatched
 @given(LENGTHS, st.integers(1, 7), st.integers(1, 5), st.integers(1, 6), st.integers(0, 9))
 def test_every_transition_is_trained_once_per_epoch(lengths, seq_len, batch_size, shard_size, seed):
     data = text(lengths, shard_size=shard_size)

@@ -160,6 +160,6 @@ def test_forged_files_are_refused(tmp_path):
     refused("calibration is", calibration=found[0])
     refused("calibration is", calibration=found.float())
     refused("calibration is", calibration=found[:1])
-    refused("holds nothing", calibration=found[:, :0])
+    refused("calibration is", calibration=found[:, :0])
     refused("calibration is", calibration=found.T.contiguous())
     refused("not finite", calibration=found / 0)

@@ -46,6 +46,7 @@ def waves(n: int, length: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     return np.sin((1 + y[:, None]) * t) + 0.2 * rng.standard_normal((n, length)), y
 
 
+@pytest.mark.unwatched
 def test_it_tells_speakers_apart_by_utterances_of_different_lengths(fitted, test):
     assert fitted.score(*test) > 0.97
     assert fitted.n_channels_ == 12
@@ -104,6 +105,7 @@ def test_noise_is_unknown_and_speakers_are_not(fitted, test):
         fitted.predict_open(noise, unknown_label=fitted.classes_[0])
 
 
+@pytest.mark.unwatched
 def test_sets_hold_the_true_class_as_often_as_promised():
     inside = {0.5: [], 0.9: []}
     for seed in range(4):
@@ -154,6 +156,7 @@ def test_the_form_of_the_input_does_not_matter():
     assert named.feature_names_in_[0] == "t0"
 
 
+@pytest.mark.unwatched
 def test_it_works_in_pipelines_searches_and_cross_validation():
     X, y = waves(30)
     pipeline = make_pipeline(StandardScaler(), SequenceClassifier(n_features=84, random_state=0))

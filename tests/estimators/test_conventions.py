@@ -5,6 +5,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
 
+pytestmark = pytest.mark.unwatched
+
 
 @parametrize_with_checks(
     [

@@ -11,6 +11,8 @@ from spherescan.estimators import SequenceClassifier
 from spherescan.estimators.familiarity import Familiarity, Kept, _Telling, _units
 from spherescan.estimators.sequences import described
 
+pytestmark = pytest.mark.unwatched
+
 T = np.linspace(0, 6, 40)
 
 

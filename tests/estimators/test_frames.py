@@ -90,6 +90,7 @@ def test_the_unit_of_values_does_not_matter(frames):
         np.testing.assert_allclose(made.decision_function(unit * X), expected, atol=1e-3)
 
 
+@pytest.mark.unwatched
 def test_single_numbers_and_labels_are_asked_for(fitted, frames):
     X, y = frames
     for coverage in (None, "a", [0.9, 0.9], 1.0):

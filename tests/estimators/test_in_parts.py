@@ -7,6 +7,8 @@ import pytest
 
 from spherescan.estimators import SequenceClassifier, SequenceRegressor, sequences
 
+pytestmark = pytest.mark.unwatched
+
 
 def waves(n, seed):
     rng = np.random.default_rng(seed)

@@ -24,6 +24,7 @@ def holes(X, share=0.2, seed=1):
     return np.where(gone, np.nan, X)
 
 
+@pytest.mark.unwatched
 @parametrize_with_checks([SequenceClassifier(n_features=84, missing="mask")])
 def test_what_scikit_learn_expects(estimator, check):
     check(estimator)

@@ -9,6 +9,8 @@ from spherescan.estimators import SequenceClassifier
 from spherescan.features import ridge
 from tests.estimators.forging import Forger
 
+pytestmark = pytest.mark.unwatched
+
 BASE, LATER = (3, 8, 1, 5, 9, 2), (7, 4, 6)
 
 

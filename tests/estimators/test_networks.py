@@ -39,6 +39,7 @@ def causal():
     return SequenceClassifier(**QUICK, causal=True).fit(*waves())
 
 
+@pytest.mark.unwatched
 def test_networks_and_fixed_features_answer_together(both, causal):
     X, y = waves(30, seed=1)
     assert both.score(X, y) > 0.9
@@ -50,12 +51,14 @@ def test_networks_and_fixed_features_answer_together(both, causal):
         np.testing.assert_allclose(np.linalg.norm(fitted.transform(X), axis=1), 1)
 
 
+@pytest.mark.unwatched
 def test_the_same_seed_gives_the_same_bits(causal):
     again = SequenceClassifier(**QUICK, causal=True).fit(*waves())
     X = waves(6, seed=1)[0]
     assert np.array_equal(again.decision_function(X), causal.decision_function(X))
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(("n_networks", "left_out_by"), [(3, 1), (5, 1), (6, 2), (9, 3)])
 def test_a_series_is_described_by_networks_that_never_saw_it(monkeypatch, n_networks, left_out_by):
     X, y = waves(20)
@@ -123,6 +126,7 @@ def test_long_series_are_averaged_to_a_few_hundred_positions():
     assert rows[1, 333, 0] == pytest.approx(float(scaled[999]))  # one position is left
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("length", [1, 7, 30])
 def test_a_stream_equals_the_whole_series_at_every_sample(causal, length):
     X, _ = waves(1, length=length, seed=3)
@@ -233,6 +237,7 @@ def test_a_stream_is_saved_and_restored(causal, tmp_path):
         another.restore(tmp_path / "state")
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
 def test_networks_learn_whatever_the_caller_has_switched_off(causal, switched_off):
     X, y = waves()
@@ -241,6 +246,7 @@ def test_networks_learn_whatever_the_caller_has_switched_off(causal, switched_of
     np.testing.assert_array_equal(made.decision_function(X), causal.decision_function(X))
 
 
+@pytest.mark.unwatched
 def test_networks_learn_under_another_default_type():
     X, y = waves()
     torch.set_default_dtype(torch.float64)
@@ -259,6 +265,7 @@ def test_a_stream_keeps_to_the_fit_that_it_was_made_of():
     assert stream.push([[], []]).label == before.label
 
 
+@pytest.mark.unwatched
 def test_a_stream_says_unknown_where_the_classifier_does(causal):
     X, _ = waves(20, seed=6)
     X[10:] = np.random.default_rng(0).standard_normal(X[10:].shape)
@@ -335,6 +342,7 @@ def test_learning_curves_are_saved_and_files_without_them_still_load(tmp_path, c
     assert "Learning curves" not in page
 
 
+@pytest.mark.unwatched
 def test_equal_fits_make_equal_files_however_long_they_took(tmp_path):
     X, y = waves(12)
     for name in "ab":
@@ -414,6 +422,7 @@ def test_forged_learning_curves_are_refused(tmp_path, causal):
         refused("do not fit each other", curves__0__held_out=values)
 
 
+@pytest.mark.unwatched
 def test_classes_and_series_can_be_added(both, causal):
     X, y = waves(40, seed=6)
     for made in (both, causal):
@@ -449,6 +458,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_fitted(
         SequenceClassifier(**QUICK | settings).fit(*waves())
 
 
+@pytest.mark.unwatched
 def test_progress_is_told_when_it_is_asked_for(tmp_path, capsys):
     X, y = waves(12)
     made = SequenceClassifier(**QUICK, verbose=2).fit(X, y)
@@ -483,6 +493,7 @@ def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
     assert budgets == [4.0, 4.5, 6.0]
 
 
+@pytest.mark.unwatched
 def test_few_series_get_no_networks_unless_they_are_to_be_streamed(tmp_path, monkeypatch):
     from spherescan.estimators import settings
 
@@ -497,6 +508,7 @@ def test_few_series_get_no_networks_unless_they_are_to_be_streamed(tmp_path, mon
     assert SequenceClassifier.load(tmp_path / "many").n_networks == "auto"
 
 
+@pytest.mark.unwatched
 def test_early_stopping_and_time_invariant_models_fit_too():
     X, y = waves(24)
     made = SequenceClassifier(**QUICK, early_stopping=True, selective=False, causal=True).fit(X, y)
@@ -509,6 +521,7 @@ def test_early_stopping_and_time_invariant_models_fit_too():
     )
 
 
+@pytest.mark.unwatched
 def test_a_class_of_one_series_and_sets_smaller_than_parts_are_fitted():
     X, y = waves(7)
     y = np.array([0, 0, 0, 0, 1, 1, 2])

@@ -9,6 +9,8 @@ from spherescan.estimators import SequenceRegressor
 from spherescan.estimators.regressor import _bins_of
 from tests.estimators.forging import Forger
 
+pytestmark = pytest.mark.unwatched
+
 QUICK = {"n_features": 84, "n_networks": 2, "max_steps": 60, "random_state": 0}
 
 

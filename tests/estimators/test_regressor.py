@@ -67,6 +67,7 @@ def test_predictions_are_cosines_with_the_pole_in_the_range(fitted):
     assert ((low <= far) & (far <= high)).all()
 
 
+@pytest.mark.unwatched
 def test_a_series_left_out_gets_nearly_what_a_fit_without_it_says():
     X, y = waves(30, seed=4)
     fitted = SequenceRegressor(n_features=84, random_state=0).fit(X, y)
@@ -82,6 +83,7 @@ def test_a_series_left_out_gets_nearly_what_a_fit_without_it_says():
     assert np.abs(left_out - y).mean() > 2 * seen
 
 
+@pytest.mark.unwatched
 def test_intervals_hold_the_value_as_often_as_promised():
     shares, widths = [], []
     for seed in range(20):

@@ -212,6 +212,7 @@ def test_networks_that_were_dropped_have_curves_and_it_is_said(tmp_path):
         assert "They were dropped" in each.report(tmp_path / "page.html").read_text()
 
 
+@pytest.mark.unwatched
 def test_the_time_of_the_fit_is_told_by_stage(classifier, regressor, tmp_path):
     X, y = waves(12)
     stages = ["reading the series", "fixed features", "ridge and decisions"]

@@ -111,6 +111,7 @@ def test_a_limit_that_was_not_kept_is_said_once(kind, settings, said, monkeypatc
     assert len(caught) == 1
 
 
+@pytest.mark.unwatched
 @BOTH
 @pytest.mark.parametrize(
     "settings",

@@ -74,6 +74,7 @@ def test_an_array_of_tokens_is_a_list_of_its_rows():
     assert made.decision_function(short)[1] == pytest.approx(alone, abs=1e-9)
 
 
+@pytest.mark.unwatched
 def test_networks_learn_an_order_that_no_n_gram_has(both):
     X, y = order(200, length=8)
     test_x, test_y = order(200, length=8, seed=1)
@@ -83,6 +84,7 @@ def test_networks_learn_an_order_that_no_n_gram_has(both):
     assert alone.score(test_x, test_y) < 0.8
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("length", [1, 12, 600])
 def test_a_stream_of_tokens_equals_the_whole_at_every_token(causal, length):
     tokens = np.random.default_rng(2).integers(0, 8, length)
@@ -100,6 +102,7 @@ def test_a_stream_of_tokens_equals_the_whole_at_every_token(causal, length):
         assert answer.n_steps == length
 
 
+@pytest.mark.unwatched
 def test_a_stream_of_bytes_takes_text():
     made = SequenceClassifier(vocab_size=256, causal=True, **QUICK).fit(TEXTS, LABELS)
     stream = made.stream()

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from spherescan.features import added_cosine, class_column, ridge
 
+pytestmark = pytest.mark.unwatched
+
 
 @given(st.integers(0, 99), st.integers(4, 20), st.integers(1, 10), st.integers(1, 3))
 def test_left_out_the_classes_come_halfway_between_the_two(seed, n, f, members):

@@ -53,6 +53,7 @@ def value(series: np.ndarray, channels: list[int], at: int) -> float:
     return sum(series[at, c] for c in channels) if 0 <= at < len(series) else 0.0
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(("lengths", "c"), [([30, 30], 1), ([25, 9, 1], 3), ([4, 7], 1)])
 def test_minirocket_is_what_loops_compute(lengths, c):
     x, mask = batch(lengths, c)
@@ -102,6 +103,7 @@ def test_hydra_is_what_loops_compute(lengths, c):
         np.testing.assert_allclose(squares, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), c=st.integers(1, 12))

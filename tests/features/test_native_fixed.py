@@ -19,6 +19,7 @@ def of_form(form: str, features: torch.nn.Module, *series: torch.Tensor) -> torc
         return features(*series)
 
 
+@pytest.mark.unwatched
 @settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),

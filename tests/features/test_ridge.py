@@ -30,6 +30,7 @@ def test_each_sample_left_out_is_what_a_fit_without_it_predicts(seed, n, f, d):
         np.testing.assert_allclose(fitted.left_out[i], expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.unwatched
 @given(st.integers(0, 99), st.integers(3, 30), st.integers(1, 40), st.integers(1, 4))
 def test_it_is_the_ridge_of_scikit_learn(seed, n, f, d):
     x, target = problem(seed, n, f, d)
@@ -40,6 +41,7 @@ def test_it_is_the_ridge_of_scikit_learn(seed, n, f, d):
     np.testing.assert_allclose(fitted(x), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.unwatched
 @given(st.integers(0, 99), st.integers(2, 10), st.integers(1, 15), st.integers(1, 3))
 def test_weights_are_those_of_scikit_learn_left_out_too(seed, n, f, d):
     x, target = problem(seed, n, f, d)

@@ -7,6 +7,8 @@ from spherescan.features import sphere_ridge
 from spherescan.features.sphere_ridge import cosine_of_height
 from spherescan.losses import sphere_regression_loss
 
+pytestmark = pytest.mark.unwatched
+
 
 def problem(seed: int, n: int, f: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ def series(tmp_path):
     return write_series(tmp_path / "train.ts")
 
 
+@pytest.mark.unwatched
 def test_predictions_equal_the_evaluation(tmp_path, series):
     trainer = trainer_for(tmp_path, data__train=series, run__steps=60, optim__lr=0.02)
     trainer.fit()

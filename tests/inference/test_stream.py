@@ -16,6 +16,8 @@ from spherescan.inference import Predictor, answer_lines
 from spherescan.nn import POOLING_NAMES, ModelDescription, StreamedModel
 from spherescan.runs import Folder, read_checkpoint, write_checkpoint
 
+pytestmark = pytest.mark.unwatched
+
 LENGTH = 30
 TASKS = {
     "classification": Task("classification", class_names=("a", "b", "c", "d")),

@@ -41,6 +41,7 @@ def train(model, *, steps=2, parameters=None):
     return moved
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("at", PLACEMENTS)
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_grown_model_computes_the_same_bit_for_bit_and_all_of_it_learns(at, trained):

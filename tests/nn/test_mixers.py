@@ -78,6 +78,7 @@ def test_every_parameter_gets_a_gradient(mixer, x):
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.unwatched
 def test_gradcheck(mixer, generator):
     x = torch.randn(1, 4, 6, generator=generator, dtype=torch.float64)
     names = [name for name, _ in mixer.named_parameters()]

@@ -30,6 +30,7 @@ def token_model(generator, **options) -> SequenceModel:
     )
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pooling", [("last",), ("mean", "max"), ("attention",)])
 @pytest.mark.parametrize("n_convolutions", [0, 2])

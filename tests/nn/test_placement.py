@@ -11,6 +11,8 @@ from spherescan.nn import placement, separation
 from spherescan.nn.placement import Placement, separated_prototypes
 from spherescan.nn.separation import separation_bound
 
+pytestmark = pytest.mark.unwatched
+
 ROUNDING = 1e-15  # of one inner product of unit vectors in float64
 PATIENCE = 5.0  # seconds for one call on one thread, several times what a quiet machine needs
 

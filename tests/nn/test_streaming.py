@@ -22,6 +22,8 @@ from spherescan.nn.running import extend_pool, pooled, start_pool
 from spherescan.ops import native
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.unwatched
+
 
 @st.composite
 def models(draw) -> dict[str, object]:

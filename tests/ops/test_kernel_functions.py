@@ -57,6 +57,7 @@ def test_float32_stays_within_its_bound_on_every_number(function):
             check_float32(function, bit_patterns(first, min(first + part, sign + 0x7F800000), 1))
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("function", EXACT)
 def test_float64_stays_within_its_bound(function, generator):
     mpmath = pytest.importorskip("mpmath")

@@ -335,6 +335,7 @@ def test_torch_export_keeps_the_operators(generator):
         assert torch.equal(a, b)
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("d", "n"), [(1, 1), (7, 16), (70, 5), (33, 40)])
 @pytest.mark.parametrize("level", range(0 if native.unavailable() else native.best_simd() + 1))

@@ -21,9 +21,10 @@ from tests.strategies import (
     scan_case,
 )
 
-pytestmark = pytest.mark.skipif(
-    native.unavailable() is not None, reason="installed without native kernels"
-)
+pytestmark = [
+    pytest.mark.unwatched,
+    pytest.mark.skipif(native.unavailable() is not None, reason="installed without native kernels"),
+]
 
 LEVELS = range(0 if native.unavailable() else native.best_simd() + 1)
 

@@ -88,6 +88,7 @@ def test_a_split_sequence_carries_its_state(case, cut):
     assert_close(final, state)
 
 
+@pytest.mark.unwatched
 @given(scan_cases())
 def test_steps_equal_the_scan(case):
     case = ScanCase(case.arguments, case.options | {"reset": None})
@@ -134,6 +135,7 @@ def test_a_reset_stops_even_a_state_that_overflowed():
     assert final.item() == 2.0
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("softplus", [False, True])
 def test_gradcheck(generator, softplus):
     def normal(*shape):

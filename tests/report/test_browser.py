@@ -7,6 +7,8 @@ from spherescan.cli import main
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
 from tests.report.test_of_run import finished
 
+pytestmark = pytest.mark.unwatched
+
 # Class names come from data, and data from strangers.
 NAMES = ("<img/src=x>", "b&amp;", "c")
 

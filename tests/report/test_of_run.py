@@ -36,6 +36,7 @@ def surgery_run(tmp_path_factory):
     )
 
 
+@pytest.mark.unwatched
 def test_every_picture_of_a_run_with_surgery_is_there(surgery_run):
     page = page_of_run(surgery_run, data=str(surgery_run.parent / "train.ts"))
     found = sections(page)
@@ -51,12 +52,14 @@ def test_every_picture_of_a_run_with_surgery_is_there(surgery_run):
     assert page.headline["series"] == "24"
 
 
+@pytest.mark.unwatched
 def test_the_score_is_that_of_evaluate(surgery_run, capsys):
     assert main(["evaluate", str(surgery_run)]) == 0
     printed = re.search(r"accuracy ([\d.]+)", capsys.readouterr().out)[1]
     assert page_of_run(surgery_run).headline["accuracy"] == printed
 
 
+@pytest.mark.unwatched
 def test_the_command_makes_the_same_run_again(surgery_run, tmp_path):
     page = page_of_run(surgery_run)
     command = shlex.split(next(iter(page.commands.values())))
@@ -97,6 +100,7 @@ def test_a_run_that_was_changed_or_forked_does_not_promise_the_same(tmp_path):
     assert "this one is a fork" in next(iter(page_of_run(fork).commands))
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("name", ["my{x}.ts", "{items.__class__}.ts", "{.ts"])
 def test_a_name_with_braces_is_a_name(surgery_run, tmp_path, name):
     path = tmp_path / name

@@ -92,6 +92,7 @@ class TestAppend:
             log.append(record(1))
         assert [r["seq"] for r in read_metrics(path)] == [0, 1]
 
+    @pytest.mark.unwatched
     @given(
         st.lists(
             st.dictionaries(st.text(max_size=5), st.floats() | st.text(max_size=5)), max_size=5

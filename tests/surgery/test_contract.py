@@ -24,6 +24,8 @@ from spherescan.surgery import (
 )
 from tests.surgery.jacobians import random_jacobian
 
+pytestmark = pytest.mark.unwatched
+
 WEIGHTS = {
     "aligned_mtl": aligned_mtl_weights,
     "cagrad": cagrad_weights,

@@ -112,6 +112,7 @@ def test_nash_mtl_converges_where_full_newton_steps_do_not():
     torch.testing.assert_close(alpha * (gram @ alpha), torch.ones(6, dtype=torch.float64))
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("angle", [1e-4, 1e-7, 1e-10])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_almost_parallel_and_almost_opposite_gradients(angle, sign, generator):

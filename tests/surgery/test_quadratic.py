@@ -5,6 +5,8 @@ import pytest
 
 from spherescan.surgery.quadratic import nonnegative_minimum
 
+pytestmark = pytest.mark.unwatched
+
 # Distance from dependence; below 1e-8 the float64 matrix does not hold it, and may be singular.
 NOISE = {"nearly dependent": 1e-6, "singular in float64": 1e-9}
 

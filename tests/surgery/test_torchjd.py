@@ -44,6 +44,8 @@ from spherescan.surgery import (
 from tests.surgery.jacobians import kind_of, random_jacobian
 from tests.surgery.reference import cagrad_reference, mgda_reference
 
+pytestmark = pytest.mark.unwatched
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its solvers, at import
     import cvxpy

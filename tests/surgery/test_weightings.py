@@ -51,6 +51,7 @@ def test_the_common_scale_of_gradients_means_nothing(generator, scale):
         torch.testing.assert_close(scaled(losses.double(), scale * norms.double()), expected)
 
 
+@pytest.mark.unwatched
 def test_equal_progress_ends_in_equal_gradients():
     """At equilibrium w_i n_i is the mean for all, whatever alpha is."""
     weigh = GradNorm(rate=0.02)
@@ -73,6 +74,7 @@ def test_one_step_on_paper():
     torch.testing.assert_close(weights, 2 * moved / moved.sum())
 
 
+@pytest.mark.unwatched
 def test_a_slow_objective_is_favoured_with_alpha():
     """The first has not moved, the second is down to a half: r = (4/3, 2/3).
 

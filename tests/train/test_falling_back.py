@@ -55,6 +55,7 @@ def test_a_start_that_is_killed_while_it_tidies_up_leaves_what_the_next_one_tidi
     RunStore.create(tmp_path / "run").close()
 
 
+@pytest.mark.unwatched
 def test_a_rewind_that_is_killed_can_be_followed_by_a_plain_resume(run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "cut_to", kill)
@@ -65,6 +66,7 @@ def test_a_rewind_that_is_killed_can_be_followed_by_a_plain_resume(run, monkeypa
     trainer.close()
 
 
+@pytest.mark.unwatched
 def test_a_rewind_that_is_refused_sets_nothing_aside(run):
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b"train", b"brain", 1))

@@ -199,6 +199,7 @@ def test_a_cut_stops_backpropagation_in_front_of_a_group(tmp_path, series, mode)
     assert_same_gradients(found, expected_gradients(trainer, sum(every)))
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("recompute", ["false", "true"])
 @pytest.mark.parametrize(("aggregator", "factor"), [("sum", 1.0), ("mean", 0.5)])
 def test_surgery_computes_both_gradients_apart(tmp_path, series, aggregator, factor, recompute):
@@ -218,6 +219,7 @@ def test_surgery_computes_both_gradients_apart(tmp_path, series, aggregator, fac
             assert_close(gradient, own.get(name, backprop.get(name)), what=name)
 
 
+@pytest.mark.unwatched
 def test_what_is_dropped_follows_from_the_seed_of_the_run_and_the_step(tmp_path, series):
     found = []
     for seed, number in ((0, 4), (0, 4), (0, 5), (1, 4)):
@@ -272,6 +274,7 @@ def test_records_tell_how_far_each_block_has_moved(tmp_path, series):
         assert wanted > 0
 
 
+@pytest.mark.unwatched
 def test_backpropagation_joins_at_its_cadence_and_each_loss_has_its_key(tmp_path, series):
     settings = HEADS | {"surgery.backprop_every": "4", "local.lr": "1e-4"}
     trainer = trainer_for(tmp_path, series, settings)
@@ -298,6 +301,7 @@ def test_backpropagation_joins_at_its_cadence_and_each_loss_has_its_key(tmp_path
 SLOW = ("cross-entropy", "symmetric", "time shift", "their negatives", "gradvac", "surgery, cut")
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(
     "mode", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in MODES]
 )
@@ -327,6 +331,7 @@ def test_every_mode_trains_and_resumes_bit_for_bit(tmp_path, series, mode):
     Predictor.load(tmp_path / "part").predict([[[0.0, 0.0]] * 4])
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("mode", ["deep", "detached", "surgery"])
 def test_the_classes_are_learned(tmp_path, series, mode):
     settings = MODES[mode] | {"run.steps": "60", "optim.lr": "0.02", "validation.every": "60"}
@@ -339,6 +344,7 @@ def test_the_classes_are_learned(tmp_path, series, mode):
     assert score == 1.0
 
 
+@pytest.mark.unwatched
 def test_goodness_learns_to_tell_real_from_negative(tmp_path, series):
     trainer = trainer_for(
         tmp_path, series, MODES["goodness"] | {"run.steps": "30", "optim.lr": "0.02"}
@@ -385,6 +391,7 @@ def test_a_local_step_holds_the_activations_of_one_block(tmp_path, series):
     assert most_kept(tmp_path, series, {}, 6) > 3 * two
 
 
+@pytest.mark.unwatched
 def test_recomputing_holds_little_more_than_one_block(tmp_path, series):
     plain = most_kept(tmp_path, series, {}, 6)
     assert most_kept(tmp_path, series, {"run.recompute": "true"}, 6) < 0.35 * plain
@@ -393,6 +400,7 @@ def test_recomputing_holds_little_more_than_one_block(tmp_path, series):
     assert min(deep, most_kept(tmp_path, series, MODES["surgery"], 6)) > plain
 
 
+@pytest.mark.unwatched
 def test_each_parameter_counts_its_own_updates(tmp_path, series):
     settings = MODES["rust"] | {"local.update": "adamw", "surgery.backprop_every": "4"}
     trainer = trainer_for(tmp_path, series, settings)
@@ -406,6 +414,7 @@ def test_each_parameter_counts_its_own_updates(tmp_path, series):
     assert {c for n, c in counts.items() if not n.endswith(".D")} == {2}
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("mode", ["detached", "deep", "surgery", "goodness"])
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path, series, mode):
     trainer = trainer_for(tmp_path, series, MODES[mode])
@@ -522,6 +531,7 @@ def test_local_and_joint_gradients_agree_in_bfloat16_too(tmp_path, series):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(("base", "target", "group"), [(2, 6, 1), (4, 6, 2), (3, 5, 2)])
 def test_mergers_grow_with_the_model(tmp_path, series, base, target, group):
     settings = MODES["gradnorm"] | {
@@ -565,6 +575,7 @@ def test_padding_does_not_count_in_the_loss_of_rust_trainer(tmp_path, series):
 GROWTH = {"grow.layers": "5", "grow.placement": "specific:1,4", "grow.at_step": "6"}
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize(
     ("mode", "interrupted_at"),
     [("backprop", 5), ("dropout", 6), ("detached", 7), ("dropout, local", 7), ("gradnorm", 7)],
@@ -587,6 +598,7 @@ def test_a_run_that_grows_and_freezes_resumes_bit_for_bit(tmp_path, series, mode
     assert Predictor.load(tmp_path / "part").description.n_layers == 5
 
 
+@pytest.mark.unwatched
 def test_growing_mid_run_changes_no_output_and_keeps_the_state_of_the_optimiser(tmp_path, series):
     trainer = trainer_for(tmp_path, series, HEADS | GROWTH)
     trainer.fit(5)
@@ -636,6 +648,7 @@ def test_frozen_tensors_keep_their_bits_until_they_are_freed(tmp_path, series):
     trainer.close()
 
 
+@pytest.mark.unwatched
 def test_a_run_starts_from_the_weights_of_another(tmp_path, series):
     first = trainer_for(tmp_path, series, {}, "first")
     first.fit()
@@ -655,6 +668,7 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path, series):
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("before", ["cba", "xyz", "abcd"])
 def test_a_base_whose_classes_have_other_names_or_another_order_is_refused(tmp_path, before):
     base = test_training.write_series(tmp_path / "base.ts", classes=before)

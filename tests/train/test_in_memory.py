@@ -8,6 +8,8 @@ from spherescan.nn import PrototypeHead, SequenceModel
 from spherescan.train import in_memory
 from spherescan.train.in_memory import Plan, Series, fit_series, steps_for
 
+pytestmark = pytest.mark.unwatched
+
 
 def waves(n=30, length=20):
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,8 @@ from spherescan.runs import read_checkpoint, read_metrics
 from spherescan.train import Reporter, Trainer, resume
 from tests.train.test_training import trainer_for, write_series
 
+pytestmark = pytest.mark.unwatched
+
 VALUES = [math.nan, math.inf, pytest.param(-math.inf, marks=pytest.mark.slow)]
 AT, END = 7, 9  # the step before has neither a validation nor a checkpoint
 LOCAL = {"local__loss": "goodness", "local__mode": "deep", "model__n_layers": 2}

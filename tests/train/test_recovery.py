@@ -92,6 +92,7 @@ class TestSituations:
         resume(run).close()
         assert (run / "best.safetensors").samefile(best)
 
+    @pytest.mark.unwatched
     def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(self, run):
         middle = run / "ckpt" / f"step-{8:012d}.safetensors"
         middle.write_bytes(middle.read_bytes()[:-1])
@@ -116,6 +117,7 @@ def test_no_batch_of_other_data_is_left_out_for_one_of_the_data_before(run, seri
 
 
 class TestVerify:
+    @pytest.mark.unwatched
     def test_a_sound_run(self, run):
         found = verify(run)
         assert found.problems == []
@@ -156,6 +158,7 @@ class TestVerify:
         with pytest.raises(RunDirectoryError):
             resume(run)
 
+    @pytest.mark.unwatched
     def test_a_checkpoint_of_another_step_or_run_is_named(self, run, tmp_path):
         ckpt = run / "ckpt"
         newest = ckpt / f"step-{12:012d}.safetensors"
@@ -167,6 +170,7 @@ class TestVerify:
         assert sorted(p.split(": ", 1)[1].split()[0] for p in found.problems) == ["belongs", "is"]
         assert not {7, 12} & set(found.checkpoints)
 
+    @pytest.mark.unwatched
     def test_a_run_that_went_on_with_other_data_is_sound(self, run, series):
         other = series.with_name("other.ts")
         other.write_text(series.read_text().replace("0.5", "0.6", 1))
@@ -205,6 +209,7 @@ class TestNonFinite:
             other.fit()
         other.close()
 
+    @pytest.mark.unwatched
     def test_rollback_leaves_the_batch_out_and_a_resume_decides_the_same(
         self, tmp_path, series, monkeypatch
     ):

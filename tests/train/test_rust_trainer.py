@@ -77,6 +77,7 @@ def assert_same_tensors(reference: ReferenceTrainer, model, *, where: str) -> No
         assert error <= 1e-6, f"{where}, {name}: {error:.1e}"
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("method", ["pcgrad", "gradnorm", "cagradstep"])
 @pytest.mark.parametrize(
     ("flags", "frozen"),
@@ -189,6 +190,7 @@ def test_a_rollback_halves_what_the_local_gradient_adds(tmp_path, monkeypatch):
     assert given["lr"] * given["local_scale"] == pytest.approx(0.5 * trainer.config.local.lr)
 
 
+@pytest.mark.unwatched
 def test_one_layer_of_six_learns_as_in_that_program(tmp_path):
     """Expanded layers are zero; no gradient ever reaches them, except that of D, to no effect."""
     trainer = trainer_for(tmp_path, {"bp-cadence-steps": "2"})
@@ -341,6 +343,7 @@ def test_a_folder_of_text_shards_is_read_in_the_order_of_names(tmp_path):
         start(parse_config(missing))
 
 
+@pytest.mark.unwatched
 def test_a_run_of_the_preset_resumes_bit_for_bit(tmp_path):
     flags = {"bp-cadence-steps": "4", "steps": "12"}
     whole = trainer_for(tmp_path / "whole", flags)

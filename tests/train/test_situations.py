@@ -30,6 +30,8 @@ from tests.signing import signed
 from tests.test_cli import refused
 from tests.train.test_training import TINY, contents, without_run_id, write_series
 
+pytestmark = pytest.mark.unwatched
+
 FLAGS = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Every verb that reads a run, with what it needs besides.

@@ -88,6 +88,7 @@ def without_run_id(run: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.unwatched
 def test_the_loss_falls_and_the_classes_are_learned(tmp_path, series):
     trainer = trainer_for(tmp_path, data__train=series, run__steps=60, optim__lr=0.02)
     before = trainer.evaluate(trainer.problem.validation())
@@ -97,6 +98,7 @@ def test_the_loss_falls_and_the_classes_are_learned(tmp_path, series):
     assert after.score == 1.0
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("loss", ["softmax", "squared_cosine"])
 @pytest.mark.parametrize("learnable", [True, False])
 def test_both_losses_train_with_fixed_and_learnable_prototypes(tmp_path, series, loss, learnable):
@@ -133,6 +135,7 @@ def test_one_record_per_step_with_all_fields(tmp_path, series):
     }  # fmt: skip
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("interrupted_at", [1, 4, 5, 7, 11])
 @pytest.mark.parametrize("source", ["series", "tokens"])
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
@@ -153,6 +156,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert without_run_id(tmp_path / "parts") == without_run_id(tmp_path / "whole")
 
 
+@pytest.mark.unwatched
 def test_steps_after_the_last_checkpoint_are_repeated_bit_for_bit(tmp_path, series):
     trainer_for(tmp_path, "whole", data__train=series).fit()
     crashed = trainer_for(tmp_path, "parts", data__train=series)
@@ -371,6 +375,7 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on(tmp_path, series):
     assert trainer.store.steps()[-1] == 3
 
 
+@pytest.mark.unwatched
 def test_more_steps_may_be_asked_for_but_nothing_that_defines_the_run(tmp_path, series):
     first = trainer_for(tmp_path, data__train=series)
     first.fit()
@@ -469,6 +474,7 @@ def test_the_schedule_warms_up_and_falls_to_its_floor():
     assert learning_rate(0, lr=2.0, warmup_steps=40, total_steps=20, min_scale=0.1) == 0.2
 
 
+@pytest.mark.unwatched
 def test_a_regression_learns_its_numbers(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 1, 6)).astype(np.float32)
@@ -489,6 +495,7 @@ def test_a_regression_learns_its_numbers(tmp_path):
     assert predicted.max() <= y.max()
 
 
+@pytest.mark.unwatched
 def test_counting_tokens_are_learned(tmp_path):
     trainer = trainer_for(
         tmp_path, data__source="synthetic", data__vocab_size=12, data__seq_len=16,
@@ -711,6 +718,7 @@ def _matmul_precision():
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.unwatched
 @pytest.mark.usefixtures("_matmul_precision")
 def test_every_precision_trains_near_float32(tmp_path, series):
     losses = {}
