@@ -609,12 +609,23 @@ def test_doctor_checks_itself(capsys, monkeypatch):
     assert 0 < facts["scan_error"] < 1e-5
     expected = "torch form" if native.unavailable() else "native kernels"
     assert facts["ops"].startswith(expected)
+    assert re.fullmatch(r"\d+\.\d times the time of float32", facts["bfloat16_products"])
     monkeypatch.setenv("SPHERESCAN_OPS", "torch")
     assert main(["doctor"]) == 0
     assert "torch form (SPHERESCAN_OPS=torch)" in capsys.readouterr().out
     monkeypatch.setattr("spherescan.inspection._TOLERANCE", 0.0)
     assert main(["doctor"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("cost", "said"), [(34.2, True), (0.4, False)])
+def test_a_run_in_bfloat16_says_where_that_is_slow(series, capsys, monkeypatch, cost, said):
+    monkeypatch.setattr(sys.modules["spherescan.ops.linear"], "bfloat16_cost", lambda: cost)
+    for precision in ("bf16", "fp32"):
+        flags = [*FLAGS, "--run.steps", "2", "--run.precision", precision]
+        assert main(["train", "--data.train", "train.ts", "--run.dir", precision, *flags]) == 0
+        told = "products take 34.2 times as long" in capsys.readouterr().out
+        assert told is (said and precision == "bf16")
 
 
 def test_an_internal_error_is_one_line_too(capsys, monkeypatch):

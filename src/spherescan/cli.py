@@ -47,6 +47,8 @@ from spherescan.paths import user_path
 
 # Classes that `evaluate` shows, those it finds worst.
 _FEW = 10
+# From so many times the time of float32 on, bfloat16 is said to be slow: less may be chance.
+_SLOW = 1.5
 
 if TYPE_CHECKING:
     from spherescan.data import Task
@@ -612,12 +614,18 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
+    from spherescan.ops.linear import bfloat16_cost
     from spherescan.train import score_text, stop_on_signals
 
     keep_freed_memory()
     say = _hush if options.quiet or options.json else _say
     run, total = trainer.store.path, trainer.config.run.steps
     say(f"run {run}: {trainer.problem.summary}")
+    if trainer.config.run.precision == "bf16" and (cost := bfloat16_cost()) > _SLOW:
+        say(
+            f"run.precision is bf16: matrix products take {cost:.1f} times as long as float32 on "
+            "this processor; a new run with --run.precision fp32 would be faster"
+        )
     began, first = time.perf_counter(), trainer.counters.step
     with stop_on_signals(options.grace_seconds) as signals:
         try:

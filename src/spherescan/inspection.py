@@ -17,7 +17,7 @@ from spherescan.data import SERIES_READERS, locate, open_shards, read_series
 from spherescan.errors import DataError
 from spherescan.ops import native, reference, selective_scan
 from spherescan.ops.form import ENVIRONMENT_VARIABLE, selected_form
-from spherescan.ops.linear import onednn_is_faster
+from spherescan.ops.linear import bfloat16_cost, onednn_is_faster
 from spherescan.runs import CheckpointInfo, RunStore, inspect_checkpoint
 
 # Of the self-check: float32 against float64 over a few dozen steps.
@@ -76,6 +76,7 @@ def diagnose() -> dict[str, Any]:
         "ops": _form(),
         "simd": _simd(),
         "float32_products": _products(),
+        "bfloat16_products": f"{bfloat16_cost():.1f} times the time of float32",
         "scan_ms": round(seconds * 1e3, 3),
         "scan_error": error,
         "self_check": "passed" if error < _TOLERANCE else "FAILED",

@@ -10,6 +10,7 @@ from torch.nn import functional
 from spherescan.ops import linear, native
 from spherescan.ops.linear import (
     add_input_gradient,
+    bfloat16_cost,
     input_gradient,
     onednn_is_faster,
     product,
@@ -185,3 +186,16 @@ def test_compiles_whole_and_exports(onednn):
         [sys.executable, "-c", code], timeout=300, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_bfloat16_costs_more_where_no_instruction_multiplies_it():
+    cost = bfloat16_cost()
+    assert 0 < cost < 1000
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        assert cost > 3
+
+
+def test_the_cost_of_bfloat16_is_a_ratio_of_what_was_measured(monkeypatch):
+    times = {torch.bfloat16: 6.0, torch.float32: 1.5}
+    monkeypatch.setattr(MODULE, "_seconds", lambda x, _: times[x.dtype])
+    assert bfloat16_cost() == 4

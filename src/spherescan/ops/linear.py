@@ -6,6 +6,7 @@ vector unused; oneDNN, which torch carries too, does not.
 Letters: r rows, i inputs, o outputs.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from spherescan.ops.operator import operator
 SMALLEST = 1 << 23
 # oneDNN wants one factor of a weight gradient transposed. So many rows of it stay in the cache.
 _ROWS = 2048
+# Side of the matrices whose products are timed: a fraction of a millisecond in float32.
+_TIMED = 256
 
 
 def linear(x: Float[Tensor, "*r i"], weight: Float[Tensor, "o i"]) -> Float[Tensor, "*r o"]:
@@ -86,6 +89,29 @@ def onednn_is_faster() -> bool:
         # "medium" may round to bfloat16; torch then chooses by itself.
         and torch.get_float32_matmul_precision() == "highest"
     )
+
+
+def bfloat16_cost() -> float:
+    """Return the time of bfloat16 products relative to float32, those of a training step, here.
+
+    Below 1 where the processor multiplies bfloat16 (AMX, AVX-512 BF16), 10 and more where it has
+    no instruction for it. It is measured, which takes about 0.1 s at worst.
+    """
+    matrices = torch.randn(2, _TIMED, _TIMED, generator=torch.Generator().manual_seed(0))
+    return _seconds(*matrices.bfloat16()) / _seconds(*matrices)
+
+
+def _seconds(x: Tensor, weight: Tensor) -> float:
+    """Return how long an output and both gradients take, each in the better of two tries."""
+    total = 0.0
+    for left, right in ((x, weight.t()), (x, weight), (x.t(), weight)):
+        tries = []
+        for _ in range(2):
+            began = time.perf_counter()
+            torch.matmul(left, right)
+            tries.append(time.perf_counter() - began)
+        total += min(tries)
+    return total
 
 
 def _by_onednn(multiply_adds: int, *tensors: Tensor) -> bool:
