@@ -37,8 +37,9 @@ bench: $(STAMP)  ## speed and memory against everyone else who is installed
 	$(INSTALL) --editable ".[bench]"
 	$(BIN)/spherescan bench --json benchmarks/results.json --plot benchmarks/step.svg
 
+SPLIT_512 ?= OFF
 sanitize: $(STAMP)  ## the kernels' tests under the address and undefined-behaviour sanitizers
-	cmake -S . -B build/sanitize -DSPHERESCAN_SANITIZE=ON
+	cmake -S . -B build/sanitize -DSPHERESCAN_SANITIZE=ON -DSPHERESCAN_SPLIT_512=$(SPLIT_512)
 	cmake --build build/sanitize --parallel
 	SPHERESCAN_LIBRARY=build/sanitize/_kernels.so LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 OMP_NUM_THREADS=1 \

@@ -101,7 +101,13 @@ std::int32_t spherescan_best_simd() {
         __builtin_cpu_supports("avx512vl")) {
         return 2;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+#if defined(SPHERESCAN_SPLIT_512)
+        return 2;
+#else
+        return 1;
+#endif
+    }
 #endif
     return 0;
 }

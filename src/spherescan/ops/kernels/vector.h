@@ -113,7 +113,7 @@ SPHERESCAN_INLINE Vector<double> magnitude(Vector<double> x) {
 
 // The larger, or the smaller, of each value and a bound; NaN stays NaN. The compiler makes two instructions of a comparison
 // and a choice where the processor has one, which keeps its second operand if one is NaN.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (SPHERESCAN_VECTOR_BYTES < 64 || defined(__AVX512F__))
 #if SPHERESCAN_VECTOR_BYTES == 64
 #define SPHERESCAN_INTRINSIC(name, type) _mm512_##name##_##type
 #elif SPHERESCAN_VECTOR_BYTES == 32
