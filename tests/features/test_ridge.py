@@ -111,3 +111,17 @@ def test_what_cannot_be_fitted_is_refused():
     for penalties in ([], [1.0, 0.0], [-1.0]):
         with pytest.raises(ValueError, match="above 0"):
             ridge(torch.ones(3, 2), torch.ones(3, 1), penalties=penalties)
+
+
+@pytest.mark.parametrize(("n", "f"), [(30, 40), (40, 30)])
+@pytest.mark.parametrize("penalties", [PENALTIES, [0.5]])
+def test_narrow_features_are_widened_in_parts_with_the_same_bits(monkeypatch, n, f, penalties):
+    x, target = problem(n, n, f, 2)
+    monkeypatch.setattr(sys.modules["spherescan.features.ridge"], "_AT_ONCE", 16)
+    narrow = x.float()
+    found = ridge(narrow, target, penalties=penalties)
+    expected = ridge(narrow.double(), target, penalties=penalties)
+    for name in ("weight", "bias", "left_out"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert torch.equal(found(narrow), expected(narrow.double()))
+    assert ridge(narrow, target.float(), penalties=penalties).weight.dtype == torch.float32

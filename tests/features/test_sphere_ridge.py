@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -72,3 +74,14 @@ def test_values_that_are_all_the_same_are_learnt():
 def test_a_target_that_no_point_has_is_refused(target):
     with pytest.raises(ValueError, match="not between -1 and 1"):
         sphere_ridge(torch.ones(2, 1), torch.tensor(target))
+
+
+def test_narrow_features_are_widened_in_parts_with_the_same_bits(monkeypatch):
+    module = sys.modules["spherescan.features.sphere_ridge"]
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    goal = torch.linspace(-0.8, 0.8, 40, dtype=torch.float64)
+    monkeypatch.setattr(module, "_AT_ONCE", 16)
+    found, expected = sphere_ridge(x, goal), sphere_ridge(x.double(), goal)
+    for name in ("weight", "bias", "left_out"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert torch.equal(found(x), expected(x.double()))

@@ -581,7 +581,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         target: Int[Tensor, " n"],
         points: Float[Tensor, "k e"],
     ) -> "SequenceClassifier":
-        fitted = ridge(features.for_ridge(rows), points[target])
+        fitted = ridge(rows[:, : features.n_features], points[target])
         prototypes = seen_from_below(points)
         left_out = seen_from_below(fitted.left_out) @ prototypes.T
         return self._keep(

@@ -41,7 +41,7 @@ class Ridge:
 
     def __call__(self, x: Float[Tensor, "m f"]) -> Float[Tensor, "m d"]:
         """Return x W + bias."""
-        return x @ self.weight + self.bias
+        return x.to(self.weight.dtype) @ self.weight + self.bias
 
 
 def ridge(
@@ -67,7 +67,7 @@ def ridge(
         penalties: To choose from, all positive.
 
     Returns:
-        The map, in the type of `x`.
+        The map, in the type of `target`. `x` itself may be narrower: parts of it are widened.
 
     Raises:
         ValueError: Fewer than two samples, no positive penalty or weight, or features so large that
@@ -114,10 +114,10 @@ def ridge(
         )
     weight = system.weight(best)
     return Ridge(
-        weight.to(x.dtype),
-        (goal_mean - centred.mean @ weight).to(x.dtype),
+        weight.to(target.dtype),
+        (goal_mean - centred.mean @ weight).to(target.dtype),
         best.penalty,
-        (goal - best.unseen / root[:, None]).to(x.dtype),
+        (goal - best.unseen / root[:, None]).to(target.dtype),
     )
 
 
@@ -202,16 +202,18 @@ class _Cholesky:
 
     def raised_by(self, penalty: float) -> "_Inverse | None":
         """Return it; None where rounding hides the penalty."""
-        raised = self._inner.clone()
-        raised.diagonal().add_(penalty)
-        factor, failed = torch.linalg.cholesky_ex(raised)
+        # The triangle that is filled, where LAPACK wants it: the factor takes its place.
+        factor = self._inner.T.clone()
+        factor.diagonal().add_(penalty)
+        failed = torch.empty((), dtype=torch.int32)
+        torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
         if bool(failed):
             return None
-        solve = functools.partial(torch.linalg.solve_triangular, factor, upper=False)
+        half = functools.partial(torch.linalg.solve_triangular, factor.T, upper=False)
         return _Inverse(
-            times=lambda right: torch.cholesky_solve(right, factor),
-            squares=lambda right: solve(right).square().sum(0),
-            diagonal=lambda: torch.cholesky_inverse(factor).diagonal(),
+            times=lambda right: torch.linalg.solve_triangular(factor, half(right), upper=True),
+            squares=lambda right: half(right).square().sum(0),
+            diagonal=lambda: torch.cholesky_inverse(factor, upper=True).diagonal(),
         )
 
 

@@ -14,6 +14,8 @@ from torch.nn import functional
 from spherescan.features.ridge import PENALTIES, ridge
 
 _MOST_STEPS = 50
+# Rows taken to float64 at a time.
+_AT_ONCE = 1024
 _STEP_SIZES = tuple(0.5**i for i in range(12))  # a tangent can promise more than the cosine gives
 _SMALLEST_GAIN = 1e-9  # of the objective, for which no other step is made
 _LEAST_SLOPE = 1e-6  # of the cosine; beyond, weights would vanish
@@ -37,7 +39,7 @@ class SphereRidge:
 
     def __call__(self, x: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
         """Return the cosine with the upper pole."""
-        return cosine_of_height(x @ self.weight + self.bias)
+        return cosine_of_height(x.to(self.weight.dtype) @ self.weight + self.bias)
 
 
 def sphere_ridge(
@@ -60,7 +62,7 @@ def sphere_ridge(
         penalties: To choose from, all positive.
 
     Returns:
-        The map, in the type of `x`.
+        The map, in the type of `target`. `x` itself may be narrower: parts of it are widened.
 
     Raises:
         ValueError: Fewer than two samples, no positive penalty, or a target outside -1..1.
@@ -79,14 +81,13 @@ def sphere_ridge(
     goal = target.double()
     if not bool((goal.abs() < 1).all()):
         raise ValueError("got a target that is not between -1 and 1; widen the range of values")
-    wide = x.double()
     slope = (1 - goal.square()) ** 1.5
     height = goal / (1 - goal.square()).sqrt()
-    first = ridge(wide, height[:, None], weights=slope.square(), penalties=penalties)
+    first = ridge(x, height[:, None], weights=slope.square(), penalties=penalties)
     weight, bias, penalty = first.weight, first.bias, first.penalty
 
     def lost(weight: Tensor, bias: Tensor) -> float:
-        missing = goal - cosine_of_height(wide @ weight + bias)[:, 0]
+        missing = goal - cosine_of_height(_heights(x, weight, bias))
         return float(missing.square().sum() + penalty * weight.square().sum())
 
     least = lost(weight, bias)
@@ -94,10 +95,10 @@ def sphere_ridge(
     if lost(*flat) < least:  # near the poles heights are too far apart for a line
         (weight, bias), least = flat, lost(*flat)
     for _ in range(_MOST_STEPS):
-        height = (wide @ weight + bias)[:, 0]
+        height = _heights(x, weight, bias)
         slope = ((1 + height.square()) ** -1.5).clamp(min=_LEAST_SLOPE)
         wanted = height + (goal - cosine_of_height(height)) / slope
-        step = ridge(wide, wanted[:, None], weights=slope.square(), penalties=[penalty])
+        step = ridge(x, wanted[:, None], weights=slope.square(), penalties=[penalty])
         before = least
         for size in _STEP_SIZES:
             moved = weight + size * (step.weight - weight), bias + size * (step.bias - bias)
@@ -107,11 +108,18 @@ def sphere_ridge(
         if least > (1 - _SMALLEST_GAIN) * before:
             break
     return SphereRidge(
-        weight[:, 0].to(x.dtype),
-        bias[0].to(x.dtype),
+        weight[:, 0].to(target.dtype),
+        bias[0].to(target.dtype),
         penalty,
-        cosine_of_height(step.left_out[:, 0]).to(x.dtype),
+        cosine_of_height(step.left_out[:, 0]).to(target.dtype),
     )
+
+
+def _heights(
+    x: Float[Tensor, "n f"], weight: Float[Tensor, "f 1"], bias: Float[Tensor, " 1"]
+) -> Float[Tensor, " n"]:
+    parts = [rows.double() @ weight for rows in torch.split(x, _AT_ONCE)]
+    return (torch.cat(parts) + bias)[:, 0]
 
 
 def cosine_of_height(z: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
