@@ -218,6 +218,17 @@ def test_byte_code_without_its_end_is_told(here, monkeypatch, capsys):
     refused(capsys, ["doctor"], 7, f"{whole} is cut off", "delete it")
 
 
+def test_series_of_one_position_and_many_channels_are_told(here, capsys):
+    y = np.arange(20) % 2
+    turned = np.random.default_rng(0).normal(size=(20, 12, 1)) + y[:, None, None]
+    for name, x in (("turned", turned), ("right", turned.transpose(0, 2, 1))):
+        np.savez(f"{name}.npz", x=x, y=y)
+        command = ["train", "--data.train", f"{name}.npz", "--run.dir", name, *FLAGS]
+        assert main([*command, "--run.steps", "1"]) == 0
+        told = "each is a single position" in capsys.readouterr().out
+        assert told is (name == "turned")
+
+
 def test_a_class_that_validation_never_sees_is_told(here, capsys):
     rows = [f"{case},{'rare' if case == 9 else 'usual'},{case}.5" for case in range(20)]
     Path("x.csv").write_text("\n".join(["case,label,x", *rows, ""]))

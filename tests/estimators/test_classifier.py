@@ -456,6 +456,14 @@ def test_values_far_from_those_of_training_are_refused_by_every_method():
             ask(np.stack([X[0], 1e30 * X[1]]))
 
 
+def test_time_and_channels_in_each_others_place_are_warned_of():
+    X, y = waves(12)
+    turned = X[:, :, None]
+    with pytest.warns(UserWarning, match=r"channels and a single time point.*so transpose"):
+        fitted = SequenceClassifier(n_features=84).fit(turned, y)
+    fitted.predict(turned)  # says nothing more
+
+
 def test_a_value_that_spoils_what_is_learned_of_the_others_is_told():
     X, y = waves(30)
     X = np.stack(

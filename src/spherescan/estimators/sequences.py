@@ -102,6 +102,7 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         series = [_filled(values, estimator.channel_means_) for values in series]
     _expect_float32(series)
     if reset:
+        _warn_of_turned(series)
         _warn_of_far(series)
     return _stacked(series)
 
@@ -113,6 +114,17 @@ def _expect_float32(series: list[NDArray[np.float64]]) -> None:
             raise ValueError(
                 f"series {index} of X holds a value too large for dtype('float32'); rescale it"
             )
+
+
+def _warn_of_turned(series: list[NDArray[np.float64]]) -> None:
+    """Warn of series that look as if time and channels were taken for each other."""
+    n_channels = series[0].shape[0]
+    if n_channels > 1 and all(values.shape[1] == 1 for values in series):
+        warnings.warn(
+            f"every series of X has {n_channels} channels and a single time point: X has the shape "
+            "(n_cases, n_channels, n_timepoints), so transpose (n_cases, n_timepoints, n_channels)",
+            stacklevel=2,
+        )
 
 
 def _warn_of_far(series: list[NDArray[np.float64]]) -> None:

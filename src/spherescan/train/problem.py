@@ -263,6 +263,11 @@ def _series_summary(
             else ""
         )
         + (f"; no series of {listed(unseen)} for validation" if unseen else "")
+        + (
+            "; each is a single position: are channels and positions in each other's place?"
+            if table.n_channels > 1 and max(lengths) == 1
+            else ""
+        )
     )
 
 
