@@ -718,6 +718,14 @@ def test_a_terminal_gets_a_bar(series):
     assert b"validation loss" in seen
 
 
+@pytest.mark.parametrize("kind", ["dumb", "xterm"])
+def test_a_terminal_that_cannot_draw_gets_lines(series, capsys, monkeypatch, kind):
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["train", "--data.train", "train.ts", "--run.dir", "run", *FLAGS]) == 0
+    assert ("step 12/12  loss" in capsys.readouterr().out) is (kind == "dumb")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -685,7 +685,7 @@ def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":
     total = trainer.config.run.steps
     if options.quiet or options.json:
         return Reporter()
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         return Bar(console, total=total, done=trainer.counters.step)
     return Lines(_say, total=total, every=trainer.config.run.log_every)
 
