@@ -141,7 +141,7 @@ def main() -> None:
                 fixed, rows, *whole, points[target], generator=Generator().manual_seed(seed)
             )
             for column, values in (("fixed features", rows), ("both", both)):
-                fitted = ridge(values.double(), points[target])
+                fitted = ridge(values, points[target])
                 found[column].append(right(seen_from_below(fitted.left_out) @ prototypes.T, target))
             unit = 0.0
             if features.networks is not None:

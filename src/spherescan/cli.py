@@ -624,7 +624,7 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     if trainer.config.run.precision == "bf16" and (cost := bfloat16_cost()) > _SLOW:
         say(
             f"run.precision is bf16: matrix products take {cost:.1f} times as long as float32 on "
-            "this processor; a new run with --run.precision fp32 would be faster"
+            "this processor; a new run with --run.precision fp32 should be faster"
         )
     began, first = time.perf_counter(), trainer.counters.step
     with stop_on_signals(options.grace_seconds) as signals:

@@ -459,7 +459,7 @@ def test_values_far_from_those_of_training_are_refused_by_every_method():
 def test_time_and_channels_in_each_others_place_are_warned_of():
     X, y = waves(12)
     turned = X[:, :, None]
-    with pytest.warns(UserWarning, match=r"channels and a single time point.*so transpose"):
+    with pytest.warns(UserWarning, match=r"channels and a single time point.*transpose it"):
         fitted = SequenceClassifier(n_features=84).fit(turned, y)
     fitted.predict(turned)  # says nothing more
 

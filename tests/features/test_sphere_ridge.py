@@ -70,6 +70,11 @@ def test_values_that_are_all_the_same_are_learnt():
     assert fitted.left_out.tolist() == pytest.approx([0.25] * 4)
 
 
+def test_a_target_that_is_a_whole_number_is_refused():
+    with pytest.raises(TypeError, match=r"targets of torch.int64"):
+        getattr(sphere_ridge, "__wrapped__", sphere_ridge)(torch.ones(3, 2), torch.zeros(3).long())
+
+
 @pytest.mark.parametrize("target", [[0.0, 1.0], [-1.0, 0.5], [float("nan"), 0.0]])
 def test_a_target_that_no_point_has_is_refused(target):
     with pytest.raises(ValueError, match="not between -1 and 1"):

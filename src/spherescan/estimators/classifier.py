@@ -247,7 +247,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
         left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
         apart = float(fitted.prototypes[0] @ fitted.prototypes[1])
-        x = fitted.features.for_ridge(rows)
+        x = fitted.features.of_ridge(rows)
         weights, biases, reach = [fitted.added_weight], [fitted.added_bias], [fitted.added_reach]
         squared = fitted.left_out_squared(left_out)
         for index in range(n_before, n_before + len(new)):
@@ -581,7 +581,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         target: Int[Tensor, " n"],
         points: Float[Tensor, "k e"],
     ) -> "SequenceClassifier":
-        fitted = ridge(rows[:, : features.n_features], points[target])
+        fitted = ridge(features.of_ridge(rows), points[target])
         prototypes = seen_from_below(points)
         left_out = seen_from_below(fitted.left_out) @ prototypes.T
         return self._keep(

@@ -294,9 +294,13 @@ class SeriesFeatures(nn.Module):
             parts.append(self._far(self._statistics(x, mask)))
         return torch.cat(parts, 1)
 
+    def of_ridge(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m f"]:
+        """Return the features that a ridge has."""
+        return described[:, : self.n_features]
+
     def for_ridge(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m f"]:
-        """Return the features that a ridge has, in float64."""
-        return described[:, : self.n_features].double()
+        """Return the same in float64."""
+        return self.of_ridge(described).double()
 
     def of_unit_vectors(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
         """Return what unit vectors of the networks are among the features."""

@@ -397,7 +397,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
     ) -> "SequenceRegressor":
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
         goal = to_cosine(target, lower=lower, upper=upper)
-        fitted = sphere_ridge(rows[:, : features.n_features], goal)
+        fitted = sphere_ridge(features.of_ridge(rows), goal)
         left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
         return self._keep(
             _Fitted(

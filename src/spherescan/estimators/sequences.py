@@ -121,8 +121,9 @@ def _warn_of_turned(series: list[NDArray[np.float64]]) -> None:
     n_channels = series[0].shape[0]
     if n_channels > 1 and all(values.shape[1] == 1 for values in series):
         warnings.warn(
-            f"every series of X has {n_channels} channels and a single time point: X has the shape "
-            "(n_cases, n_channels, n_timepoints), so transpose (n_cases, n_timepoints, n_channels)",
+            f"every series of X has {n_channels} channels and a single time point; if X has the "
+            "shape (n_cases, n_timepoints, n_channels), transpose it to (n_cases, n_channels, "
+            "n_timepoints)",
             stacklevel=2,
         )
 

@@ -45,6 +45,7 @@ def class_column(
         mean over members of (t - rival) = - mean over others of (t - rival)
 
     A single member leaves nothing to be left out from: what the ridge makes of it stands for that.
+    The column is in float64, whatever `x` is.
 
     Args:
         x: Features of the samples of all classes.
@@ -58,7 +59,7 @@ def class_column(
 
     Example:
         >>> import torch
-        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]).double()
         >>> is_member = torch.tensor([False, False, True, True])
         >>> rival, squared = torch.tensor([0.9, 0.9, 0.2, 0.2]), torch.tensor([1.0, 1.0, 0.1, 0.1])
         >>> found = class_column(x, is_member, rival, squared, apart=0.0)
@@ -68,7 +69,7 @@ def class_column(
     """
     if bool(is_member.all()) or not bool(is_member.any()):
         raise ValueError("the samples must be some of the class and some not")
-    target = torch.where(is_member, 1.0, apart).to(x.dtype)
+    target = torch.where(is_member, 1.0, apart).double()
     fitted = ridge(x, target[:, None])
     unseen = fitted.left_out[:, 0]
     if int(is_member.sum()) == 1:

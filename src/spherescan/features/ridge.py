@@ -70,6 +70,7 @@ def ridge(
         The map, in the type of `target`. `x` itself may be narrower: parts of it are widened.
 
     Raises:
+        TypeError: Targets that are no floating-point numbers.
         ValueError: Fewer than two samples, no positive penalty or weight, or features so large that
             no penalty is more than their rounding.
 
@@ -84,6 +85,8 @@ def ridge(
         >>> fitted.weight, fitted.bias
         (tensor([[2.0000]]), tensor([1.0000]))
     """
+    if not target.is_floating_point():
+        raise TypeError(f"got targets of {target.dtype}; make them float32 or float64")
     if len(x) < 2:
         raise ValueError(f"got {len(x)} samples; at least two are needed to leave one out")
     if not penalties or min(penalties) <= 0:
@@ -213,7 +216,7 @@ class _Cholesky:
         return _Inverse(
             times=lambda right: torch.linalg.solve_triangular(factor, half(right), upper=True),
             squares=lambda right: half(right).square().sum(0),
-            diagonal=lambda: torch.cholesky_inverse(factor, upper=True).diagonal(),
+            diagonal=lambda: torch.cholesky_inverse(factor, upper=True, out=factor).diagonal(),
         )
 
 
@@ -223,7 +226,7 @@ class _Inverse(NamedTuple):
     Attributes:
         times: It times columns.
         squares: c^T inverse c of each column c.
-        diagonal: Its diagonal.
+        diagonal: Its diagonal; to be asked for last, as the others may then be used up.
     """
 
     times: Callable[[Tensor], Tensor]

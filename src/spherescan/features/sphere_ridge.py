@@ -65,6 +65,7 @@ def sphere_ridge(
         The map, in the type of `target`. `x` itself may be narrower: parts of it are widened.
 
     Raises:
+        TypeError: Targets that are no floating-point numbers.
         ValueError: Fewer than two samples, no positive penalty, or a target outside -1..1.
 
     References:
@@ -78,6 +79,8 @@ def sphere_ridge(
         >>> bool((fitted(x) - 0.8 * x[:, 0]).abs().max() < 0.1)
         True
     """
+    if not target.is_floating_point():
+        raise TypeError(f"got targets of {target.dtype}; make them float32 or float64")
     goal = target.double()
     if not bool((goal.abs() < 1).all()):
         raise ValueError("got a target that is not between -1 and 1; widen the range of values")

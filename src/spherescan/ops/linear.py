@@ -94,8 +94,8 @@ def onednn_is_faster() -> bool:
 def bfloat16_cost() -> float:
     """Return the time of bfloat16 products relative to float32, those of a training step, here.
 
-    Below 1 where the processor multiplies bfloat16 (AMX, AVX-512 BF16), 10 and more where it has
-    no instruction for it. It is measured, which takes about 0.1 s at worst.
+    Below 1 where the processor multiplies bfloat16 (AMX, AVX-512 BF16), 10 and more with AVX2
+    alone. It is measured, which takes milliseconds to tenths of a second.
     """
     matrices = torch.randn(2, _TIMED, _TIMED, generator=torch.Generator().manual_seed(0))
     return _seconds(*matrices.bfloat16()) / _seconds(*matrices)

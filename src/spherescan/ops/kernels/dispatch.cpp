@@ -113,7 +113,7 @@ std::int32_t spherescan_best_simd() {
 }
 
 std::int32_t spherescan_processor_is_amd() {
-#if defined(SPHERESCAN_X86)
+#if defined(SPHERESCAN_X86) && !defined(SPHERESCAN_SPLIT_512)  // whose levels say nothing of the processor
     __builtin_cpu_init();
     return __builtin_cpu_is("amd") ? 1 : 0;
 #else

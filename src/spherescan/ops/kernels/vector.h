@@ -1,8 +1,8 @@
 // Vectors of the native width, in the vector extensions of GCC and clang.
 //
 // Every source file that includes this header is compiled once per SIMD level, inside a namespace named after the level
-// (SPHERESCAN_LEVEL), with vectors of SPHERESCAN_VECTOR_BYTES. The width must be the native one: a wider type is split by
-// the compiler through memory and costs many times the narrow one.
+// (SPHERESCAN_LEVEL), with vectors of SPHERESCAN_VECTOR_BYTES. The width must be the native one, but for tests
+// (SPHERESCAN_SPLIT_512): a wider type is split by the compiler through memory and costs many times the narrow one.
 #pragma once
 
 #include <cstdint>
