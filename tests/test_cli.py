@@ -631,13 +631,19 @@ def test_doctor_checks_itself(capsys, monkeypatch):
 
 @pytest.mark.parametrize(("cost", "said"), [(34.2, True), (1.4, False)])
 def test_a_run_in_bfloat16_says_where_that_is_slow(series, capsys, monkeypatch, cost, said):
-    monkeypatch.setattr(sys.modules["spherescan.ops.linear"], "bfloat16_cost", lambda: cost)
+    measured = []
+    monkeypatch.setattr(
+        sys.modules["spherescan.ops.linear"], "bfloat16_cost", lambda: measured.append(1) or cost
+    )
     for precision in ("bf16", "fp32"):
         flags = [*FLAGS, "--run.steps", "2", "--run.precision", precision]
         assert main(["train", "--data.train", "train.ts", "--run.dir", precision, *flags]) == 0
         out = capsys.readouterr().out
         assert ("run.precision is bf16" in out) is (said and precision == "bf16")
         assert (f"products take {cost} times as long" in out) is (said and precision == "bf16")
+    assert main(["resume", "bf16"]) == 0  # at its end
+    assert main(["resume", "bf16", "--run.steps", "3", "--quiet"]) == 0
+    assert len(measured) == 1
 
 
 def test_an_internal_error_is_one_line_too(capsys, monkeypatch):

@@ -614,19 +614,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
-    from spherescan.ops.linear import bfloat16_cost
     from spherescan.train import score_text, stop_on_signals
 
     keep_freed_memory()
-    say = _hush if options.quiet or options.json else _say
+    silent = options.quiet or options.json
+    say = _hush if silent else _say
     run, total = trainer.store.path, trainer.config.run.steps
     say(f"run {run}: {trainer.problem.summary}")
-    if trainer.config.run.precision == "bf16" and (cost := bfloat16_cost()) > _SLOW:
-        say(
-            f"run.precision is bf16: matrix products take {cost:.1f} times as long as float32 on "
-            "this processor; a new run with --run.precision fp32 should be faster"
-        )
     began, first = time.perf_counter(), trainer.counters.step
+    if trainer.config.run.precision == "bf16" and first < total and not silent:
+        _say_if_bfloat16_is_slow()
     with stop_on_signals(options.grace_seconds) as signals:
         try:
             stopped = trainer.fit(reporter=_reporter(trainer, options), signals=signals)
@@ -673,6 +670,17 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
     folder = shlex.quote(str(run))
     say(f"next: spherescan evaluate {folder} DATA, spherescan predict {folder} DATA")
     return 0
+
+
+def _say_if_bfloat16_is_slow() -> None:
+    """Measure a product of each type, and tell if that is what a run in bf16 waits for."""
+    from spherescan.ops.linear import bfloat16_cost
+
+    if (cost := bfloat16_cost()) > _SLOW:
+        _say(
+            f"run.precision is bf16: matrix products take {cost:.1f} times as long as float32 on "
+            "this processor; a new run with --run.precision fp32 should be faster"
+        )
 
 
 def _reporter(trainer: "Trainer", options: argparse.Namespace) -> "Reporter":

@@ -82,7 +82,7 @@ def test_a_target_that_no_point_has_is_refused(target):
 
 
 def test_narrow_features_are_widened_in_parts_with_the_same_bits(monkeypatch):
-    module = sys.modules["spherescan.features.sphere_ridge"]
+    module = sys.modules["spherescan.features.ridge"]
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     goal = torch.linspace(-0.8, 0.8, 40, dtype=torch.float64)
     monkeypatch.setattr(module, "_AT_ONCE", 16)

@@ -41,7 +41,7 @@ class Ridge:
 
     def __call__(self, x: Float[Tensor, "m f"]) -> Float[Tensor, "m d"]:
         """Return x W + bias."""
-        return x.to(self.weight.dtype) @ self.weight + self.bias
+        return products(x, self.weight) + self.bias
 
 
 def ridge(
@@ -85,8 +85,7 @@ def ridge(
         >>> fitted.weight, fitted.bias
         (tensor([[2.0000]]), tensor([1.0000]))
     """
-    if not target.is_floating_point():
-        raise TypeError(f"got targets of {target.dtype}; make them float32 or float64")
+    expect_floating(target)
     if len(x) < 2:
         raise ValueError(f"got {len(x)} samples; at least two are needed to leave one out")
     if not penalties or min(penalties) <= 0:
@@ -122,6 +121,22 @@ def ridge(
         best.penalty,
         (goal - best.unseen / root[:, None]).to(target.dtype),
     )
+
+
+def expect_floating(target: Tensor) -> None:
+    """Check that targets are floating-point numbers.
+
+    Raises:
+        TypeError: They are not.
+    """
+    if not target.is_floating_point():
+        raise TypeError(f"got targets of {target.dtype}; make them float32 or float64")
+
+
+def products(x: Float[Tensor, "m f"], weight: Float[Tensor, "f d"]) -> Float[Tensor, "m d"]:
+    """Return x W in the type of W, to which a few rows of x are taken at a time."""
+    parts = [rows.to(weight.dtype) @ weight for rows in torch.split(x, _AT_ONCE)]
+    return torch.cat(parts)
 
 
 class _Fit(NamedTuple):

@@ -11,11 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.features.ridge import PENALTIES, ridge
+from spherescan.features.ridge import PENALTIES, expect_floating, products, ridge
 
 _MOST_STEPS = 50
-# Rows taken to float64 at a time.
-_AT_ONCE = 1024
 _STEP_SIZES = tuple(0.5**i for i in range(12))  # a tangent can promise more than the cosine gives
 _SMALLEST_GAIN = 1e-9  # of the objective, for which no other step is made
 _LEAST_SLOPE = 1e-6  # of the cosine; beyond, weights would vanish
@@ -39,7 +37,7 @@ class SphereRidge:
 
     def __call__(self, x: Float[Tensor, "m f"]) -> Float[Tensor, " m"]:
         """Return the cosine with the upper pole."""
-        return cosine_of_height(x.to(self.weight.dtype) @ self.weight + self.bias)
+        return cosine_of_height(products(x, self.weight[:, None])[:, 0] + self.bias)
 
 
 def sphere_ridge(
@@ -79,8 +77,7 @@ def sphere_ridge(
         >>> bool((fitted(x) - 0.8 * x[:, 0]).abs().max() < 0.1)
         True
     """
-    if not target.is_floating_point():
-        raise TypeError(f"got targets of {target.dtype}; make them float32 or float64")
+    expect_floating(target)
     goal = target.double()
     if not bool((goal.abs() < 1).all()):
         raise ValueError("got a target that is not between -1 and 1; widen the range of values")
@@ -121,8 +118,7 @@ def sphere_ridge(
 def _heights(
     x: Float[Tensor, "n f"], weight: Float[Tensor, "f 1"], bias: Float[Tensor, " 1"]
 ) -> Float[Tensor, " n"]:
-    parts = [rows.double() @ weight for rows in torch.split(x, _AT_ONCE)]
-    return (torch.cat(parts) + bias)[:, 0]
+    return (products(x, weight) + bias)[:, 0]
 
 
 def cosine_of_height(z: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
