@@ -25,8 +25,8 @@ from torch import Generator, Tensor
 
 from spherescan.estimators import SequenceClassifier
 from spherescan.estimators import networks as classifier_networks
-from spherescan.estimators.description import SeriesFeatures
-from spherescan.estimators.networks import Networks, NetworkSettings
+from spherescan.estimators.description import SeriesFeatures, weight_of
+from spherescan.estimators.networks import Learned, Networks, NetworkSettings
 from spherescan.estimators.sequences import fitted_features, padded, seeded
 from spherescan.features import ridge, seen_from_below
 from spherescan.nn import SequenceModel, separated_prototypes
@@ -77,8 +77,8 @@ def variant(name: str, settings: NetworkSettings) -> tuple[NetworkSettings, Call
 
 def held_out(
     name: str, x: Tensor, mask: Tensor, target: Tensor, points: Tensor, seed: int
-) -> tuple[Networks, Tensor]:
-    """Train one variant; return it and the unit vectors of series it did not learn from."""
+) -> Learned:
+    """Train one variant."""
     settings, train = variant(name, NetworkSettings(6))
     before = (
         classifier_networks.fit_series, classifier_networks._N_CONVOLUTIONS,
@@ -129,25 +129,19 @@ def main() -> None:
             batch = padded(estimator, series, reset=True)
             for each in options.variants:
                 began = time.process_time()
-                networks, left_out = held_out(each, *batch, target, points, seed)
+                learned = held_out(each, *batch, target, points, seed)
                 if each == "whole":
                     found["s per fit"].append(time.process_time() - began)
-                    whole = networks, left_out
-                found[each].append(right(left_out @ prototypes.T, target))
+                    whole = learned
+                found[each].append(right(learned.left_out @ prototypes.T, target))
             if "whole" not in options.variants:
                 continue
             fixed, rows = fitted_features(estimator, batch, generator=seeded(estimator))
-            features, both = SeriesFeatures.joined(
-                fixed, rows, *whole, points[target], generator=Generator().manual_seed(seed)
-            )
+            _, both = SeriesFeatures.joined((fixed, rows), whole, points[target])
             for column, values in (("fixed features", rows), ("both", both)):
                 fitted = ridge(values, points[target])
                 found[column].append(right(seen_from_below(fitted.left_out) @ prototypes.T, target))
-            unit = 0.0
-            if features.networks is not None:
-                deviation = whole[1].std(0, correction=0) * k**0.5
-                unit = float((features.scale * deviation).max())
-            found["weight"].append(unit)
+            found["weight"].append(weight_of(rows, whole.left_out, points[target]))
         shown = [f"{statistics.mean(found[c]):.1f}" if found[c] else "" for c in columns]
         print(f"| {name} ({len(y)}) | " + " | ".join(shown) + " |", flush=True)
 

@@ -72,7 +72,7 @@ def test_a_series_is_described_by_networks_that_never_saw_it(monkeypatch, n_netw
         return model.eval()
 
     monkeypatch.setattr(networks, "fit_series", fit_series)
-    made, left_out = Networks.fitted(
+    made, left_out, _ = Networks.fitted(
         x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(n_networks),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -83,6 +83,41 @@ def test_a_series_is_described_by_networks_that_never_saw_it(monkeypatch, n_netw
     z = torch.stack([functional.normalize(model.embed(rows), dim=1) for model in made.each()])
     of_others = (z * ~learned[:, :, None]).sum(0) / left_out_by
     assert torch.allclose(left_out.float(), of_others, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n_networks", "looks"), [(6, 3), (7, 4), (9, 3), (5, 4)])
+def test_it_is_asked_whether_to_go_on_until_every_series_is_described(
+    monkeypatch, n_networks, looks
+):
+    X, y = waves(20)
+    x = torch.from_numpy(X.transpose(0, 2, 1))
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    from spherescan.estimators import networks
+
+    monkeypatch.setattr(networks, "fit_series", lambda model, *_, **__: model.eval())
+    asked = []
+
+    def fitted(stop_after):
+        def ask(described, z):
+            assert torch.equal(described, z.norm(dim=1) > 0)
+            asked.append(int(described.sum()))
+            return len(asked) < stop_after
+
+        asked.clear()
+        return Networks.fitted(
+            x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(n_networks),
+            ask=ask, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+    made, _, curves = fitted(stop_after=99)
+    assert (len(made.each()), len(curves)) == (n_networks, n_networks)
+    assert len(asked) == looks
+    assert asked == sorted(set(asked))
+    assert (asked[-1] == 20) is (n_networks > 5)
+    for stop_after in range(1, looks + 1):
+        made, _, curves = fitted(stop_after)
+        assert made is None
+        assert len(curves) == stop_after
 
 
 def test_parts_are_even_and_so_is_every_class_in_them():
@@ -98,10 +133,25 @@ def test_networks_that_say_nothing_are_dropped(capsys):
     X, y = waves(30)
     fitted = SequenceClassifier(**QUICK | {"max_steps": 1}, verbose=True).fit(X, y)
     assert fitted._fitted.features.networks is None
-    assert "networks dropped: on what is left out" in capsys.readouterr().err
+    assert "networks dropped after network 2: on what is left out" in capsys.readouterr().err
     plain = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
     assert np.array_equal(fitted.decision_function(X), plain.decision_function(X))
     assert "described by</th><td>fixed features</td>" in fitted._repr_html_()
+
+
+@pytest.mark.parametrize(("n", "trained"), [(306, 1), (30, 6)])
+def test_networks_that_say_nothing_are_dropped_as_soon_as_enough_series_tell(
+    capsys, tmp_path, n, trained
+):
+    X, y = waves(n)
+    settings = QUICK | {"max_steps": 1, "n_networks": 6}
+    made = SequenceClassifier(**settings, verbose=True).fit(X, y)
+    assert f"networks dropped after network {trained}: " in capsys.readouterr().err
+    assert len(made._fitted.features.curves) == trained
+    made.save(tmp_path / "model")
+    again = SequenceClassifier.load(tmp_path / "model")
+    assert len(again._fitted.features.curves) == trained
+    assert "They were dropped" in made.report(tmp_path / "page.html").read_text()
 
 
 def test_a_notebook_and_a_page_tell_what_describes_the_series(both, causal, tmp_path):
@@ -113,7 +163,7 @@ def test_a_notebook_and_a_page_tell_what_describes_the_series(both, causal, tmp_
 def test_long_series_are_averaged_to_a_few_hundred_positions():
     x = torch.arange(1300.0)[None, :, None].expand(2, 1300, 1)
     mask = torch.arange(1300) < torch.tensor([[1300], [1000]])
-    made, _ = Networks.fitted(
+    made, _, _ = Networks.fitted(
         x, mask, torch.tensor([0, 1]), torch.eye(2), NetworkSettings(2, max_steps=1),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -544,7 +594,7 @@ def test_early_stopping_looks_at_series_of_its_own(monkeypatch):
     monkeypatch.setattr(networks, "fit_series", fit_series)
     X, y = waves(60)
     x, mask = torch.from_numpy(X.transpose(0, 2, 1)), torch.ones(60, 30, dtype=torch.bool)
-    made, _ = Networks.fitted(
+    made, _, _ = Networks.fitted(
         x, mask, torch.from_numpy(y), torch.eye(3), NetworkSettings(2, early_stopping=True),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from spherescan.estimators.clock import Clock
 from spherescan.estimators.curves import Curve
-from spherescan.estimators.networks import NetworkPlan, Networks, NetworkSettings
+from spherescan.estimators.networks import Ask, Learned, NetworkPlan, Networks, NetworkSettings
 from spherescan.features import (
     LEAST_DEVIATION,
     N_STATISTICS,
@@ -28,6 +28,8 @@ from spherescan.features import (
 _WEIGHTS = (0.0, 1.0, 3.0)
 # More series do not tell these weights apart any better, and each takes an eigendecomposition.
 _ENOUGH = 2000
+# Fewer do not tell before all networks are trained whether they are worth it.
+_FEWEST_TO_DROP = 100
 
 
 class SeriesFeatures(nn.Module):
@@ -109,7 +111,7 @@ class SeriesFeatures(nn.Module):
             assert fixed is not None
             made, rows = cls(fixed[0], None), fixed[1]
         else:
-            networks, left_out = Networks.fitted(
+            learned = Networks.fitted(
                 x,
                 mask,
                 target,
@@ -117,18 +119,17 @@ class SeriesFeatures(nn.Module):
                 settings,
                 vocab_size=vocab_size,
                 clock=clock,
+                ask=None if fixed is None else _asked(fixed[1], points),
                 generator=generator,
             )
             clock.look("networks")
-            if fixed is None:
-                made, rows = cls.of_networks(networks, left_out)
-            else:
-                made, rows = cls.joined(*fixed, networks, left_out, points, generator=generator)
-                if made.networks is None:
-                    clock.tell(
-                        "networks dropped: on what is left out fixed features do better alone"
-                    )
-            made.curves = networks.curves
+            made, rows = cls.joined(fixed, learned, points)
+            if made.networks is None:
+                clock.tell(
+                    f"networks dropped after network {len(learned.curves)}: on what is left out "
+                    "fixed features do better alone"
+                )
+            made.curves = learned.curves
         if not statistics or vocab_size is not None:
             return made, rows
         raw = made._statistics(x, mask)
@@ -138,53 +139,32 @@ class SeriesFeatures(nn.Module):
     @classmethod
     def joined(
         cls,
-        fixed: FixedFeatures | NGrams,
-        rows: Float[Tensor, "n f"],
-        networks: Networks,
-        left_out: Float[Tensor, "n d"],
+        fixed: tuple[FixedFeatures | NGrams, Float[Tensor, "n f"]] | None,
+        learned: Learned,
         points: Float[Tensor, "n e"],
-        *,
-        generator: Generator,
-    ) -> tuple["SeriesFeatures", Float[Tensor, "n f"]]:
-        """Weigh networks by how well a ridge on both predicts series that were left out.
+    ) -> tuple["SeriesFeatures", Float[Tensor, "n g"]]:
+        """Put networks beside fixed features, or drop them where these do better alone.
 
         Args:
-            fixed: Fixed features.
-            rows: What they say of the training series.
-            networks: Networks; they are dropped where fixed features do better alone.
-            left_out: Unit vectors of the training series.
+            fixed: Fixed features, and what they say of the training series; none where networks
+                alone describe.
+            learned: Networks, and what they say of the training series.
             points: Where the training series should be.
-            generator: Picks some of many series.
 
         Returns:
             The features, and what they are of the training series.
         """
-        made = cls(fixed, networks)
-        made.mean.copy_(left_out.mean(0))
-        unit = _unit_scale(left_out)
-        some = torch.randperm(len(rows), generator=generator)[:_ENOUGH]
-        errors = {}
-        for weight in _WEIGHTS:
-            made.scale.copy_(weight * unit)
-            both = made._beside(rows[some], left_out[some]) if weight else rows[some]
-            errors[weight] = float(
-                (ridge(both, points[some]).left_out - points[some]).square().sum()
-            )
-        best = min(_WEIGHTS, key=errors.__getitem__)
-        if best == 0:
-            return cls(fixed, None), rows
-        made.scale.copy_(best * unit)
-        return made, made._beside(rows, left_out)
-
-    @classmethod
-    def of_networks(
-        cls, networks: Networks, left_out: Float[Tensor, "n d"]
-    ) -> tuple["SeriesFeatures", Float[Tensor, "n d"]]:
-        """Describe by networks alone; arguments and result as of `joined`."""
-        made = cls(None, networks)
-        made.mean.copy_(left_out.mean(0))
-        made.scale.copy_(_unit_scale(left_out))
-        return made, made.of_unit_vectors(left_out)
+        networks, z, _ = learned
+        weight = 1.0
+        if fixed is not None:
+            weight = weight_of(fixed[1], z, points) if networks is not None else 0.0
+            if not weight:
+                return cls(fixed[0], None), fixed[1]
+        made = cls(None if fixed is None else fixed[0], networks)
+        made.mean.copy_(z.mean(0))
+        made.scale.copy_(weight * _unit_scale(z))
+        said = made.of_unit_vectors(z)
+        return made, said if fixed is None else torch.cat([fixed[1], said], 1)
 
     @classmethod
     def of_state(
@@ -342,9 +322,6 @@ class SeriesFeatures(nn.Module):
     def _far(self, statistics: Float[Tensor, "m s"]) -> Float[Tensor, "m s"]:
         return ((statistics - self.statistics_mean) * self.statistics_scale).float()
 
-    def _beside(self, rows: Float[Tensor, "n f"], z: Float[Tensor, "n d"]) -> Float[Tensor, "n g"]:
-        return torch.cat([rows, self.of_unit_vectors(z)], 1)
-
 
 def fixed_of_state(
     state: Mapping[str, Tensor], length: int, vocab_size: int | None
@@ -361,6 +338,44 @@ def fixed_of_state(
     if vocab_size is None:
         return FixedFeatures.of_state(state, length)
     return NGrams.of_state(state, vocab_size)
+
+
+def weight_of(
+    rows: Float[Tensor, "n f"], z: Float[Tensor, "n d"], points: Float[Tensor, "n e"]
+) -> float:
+    """Return what networks should weigh beside fixed features: 0 where these do better alone.
+
+    It is that of which a ridge on both predicts series best, each left out.
+
+    Args:
+        rows: What fixed features say of the training series.
+        z: Unit vectors of the same, by networks that did not learn from them.
+        points: Where the training series should be.
+    """
+    some = torch.randperm(len(rows), generator=Generator().manual_seed(0))[:_ENOUGH]
+    rows, wanted = rows[some], points[some]
+    said = ((z - z.mean(0)) * _unit_scale(z))[some]
+    errors = {}
+    for weight in _WEIGHTS:
+        both = torch.cat([rows, (weight * said).to(rows.dtype)], 1) if weight else rows
+        errors[weight] = float((ridge(both, wanted).left_out - wanted).square().sum())
+    return min(_WEIGHTS, key=errors.__getitem__)
+
+
+def _asked(rows: Float[Tensor, "n f"], points: Float[Tensor, "n e"]) -> Ask:
+    """Return what says whether networks are worth to go on with.
+
+    A ridge on fewer series than there are makes less of fixed features, and networks have learned
+    from more: where these lose nevertheless, they lose in the end.
+    """
+
+    def goes_on(described: Bool[Tensor, " n"], z: Float[Tensor, "n d"]) -> bool:
+        which = described.nonzero()[:, 0]
+        if len(which) < _FEWEST_TO_DROP:
+            return True
+        return weight_of(rows[which], z[which], points[which]) > 0
+
+    return goes_on
 
 
 def _unit_scale(left_out: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:

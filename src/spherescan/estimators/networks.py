@@ -5,9 +5,9 @@ Letters: n series, l length, c channels, k classes, d prototype dimension.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -92,6 +92,24 @@ class NetworkPlan:
         return typed(cls, dict(values), where="the networks")
 
 
+# Gets which series are described, and what is said of them; returns whether to go on.
+Ask = Callable[[Bool[Tensor, " n"], Float[Tensor, "n d"]], bool]
+
+
+class Learned(NamedTuple):
+    """What training comes to.
+
+    Attributes:
+        networks: None where not all were trained.
+        left_out: What those that did not learn from a series say of it, on the average.
+        curves: How each that was trained learned.
+    """
+
+    networks: "Networks | None"
+    left_out: Float[Tensor, "n d"]
+    curves: tuple[Curve, ...]
+
+
 class Networks(nn.Module):
     """Describe series by small models, cross-fitted.
 
@@ -113,7 +131,6 @@ class Networks(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.plan, self.description, self.stride = plan, plan.description, plan.stride
-        self.curves: tuple[Curve, ...] = ()
         n_channels = plan.description.n_channels or 0
         self.vocab_size = plan.description.vocab_size
         if (self.vocab_size is None) == (n_channels == 0) or not plan.description.pooling:
@@ -142,8 +159,9 @@ class Networks(nn.Module):
         *,
         vocab_size: int | None = None,
         clock: Clock | None = None,
+        ask: Ask | None = None,
         generator: Generator,
-    ) -> tuple["Networks", Float[Tensor, "n d"]]:
+    ) -> Learned:
         """Train them.
 
         Args:
@@ -154,10 +172,9 @@ class Networks(nn.Module):
             settings: How many, and how they are trained.
             vocab_size: Of sequences of tokens.
             clock: Has run since the fit began; when missing, it begins here.
+            ask: Whether to go on, after each network until every series is described, which six are
+                half-way. When missing, all are trained.
             generator: Source of the parts, of weights and of the order of training.
-
-        Returns:
-            The networks, and what those that did not learn from a series say of it, on the average.
         """
         k, dim = prototypes.shape
         # A part without series would have nothing to describe.
@@ -198,19 +215,26 @@ class Networks(nn.Module):
             made.channel_std.copy_(unit_of(values))
         series = Series(*made.prepared(x, mask), target)
         part = parts_of(target, settings.n_networks, generator=generator)
-        left_out = torch.zeros(len(target), dim, dtype=torch.float64)
+        said = torch.zeros(len(target), dim, dtype=torch.float64)
+        by = torch.zeros(len(target), 1, dtype=torch.float64)
         training = _Training(settings, clock or Clock(verbose=settings.verbose))
         n_left_out = _left_out_parts(settings.n_networks)
-        for index in range(settings.n_networks):
+        models: list[SequenceModel] = []
+        # The first to be trained leave out parts that lie side by side: soon all are described.
+        for index in sorted(range(settings.n_networks), key=lambda i: i % n_left_out):
+            if models and ask is not None:
+                if not ask(by[:, 0] > 0, said / by.clamp(min=1)):
+                    return Learned(None, said / by.clamp(min=1), tuple(training.curves))
+                ask = ask if bool((by == 0).any()) else None
             model = description.build(generator=generator, place=False)
             model.head.weight.copy_(prototypes.float())
             is_held = (part - index) % settings.n_networks < n_left_out
             learns, held = (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
-            trained = training.train(index, model, series[learns], generator=generator)
-            made.models[index] = trained
-            left_out[held] += _unit_vectors(trained, series.x[held], series.mask[held]).double()
-        made.curves = tuple(training.curves)
-        return made, left_out / n_left_out
+            models.append(training.train(model, series[learns], generator=generator))
+            said[held] += _unit_vectors(models[-1], series.x[held], series.mask[held]).double()
+            by[held] += 1
+        made.models = nn.ModuleList(models)
+        return Learned(made, said / by, tuple(training.curves))
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor], plan: NetworkPlan) -> "Networks":
@@ -322,17 +346,10 @@ class _Training:
         self.settings, self.clock = settings, clock
         self.curves: list[Curve] = []
 
-    def train(
-        self,
-        index: int,
-        model: SequenceModel,
-        series: Series,
-        *,
-        generator: Generator,
-    ) -> SequenceModel:
+    def train(self, model: SequenceModel, series: Series, *, generator: Generator) -> SequenceModel:
         """Train one network; where it may stop early, on all of its series but a tenth."""
-        settings = self.settings
-        name = f"network {index + 1} of {settings.n_networks}"
+        settings, n_before = self.settings, len(self.curves)
+        name = f"network {n_before + 1} of {settings.n_networks}"
         watched = None
         if settings.early_stopping and len(series.target) >= _FEWEST_TO_SPLIT:
             part = parts_of(series.target, _INNER_PARTS, generator=generator)
@@ -351,7 +368,7 @@ class _Training:
         if settings.time_budget is not None:
             left = settings.time_budget - self.clock.so_far
             # What is left is shared by those to come; the first step of each is always taken.
-            seconds = max(0.0, left / (settings.n_networks - index))
+            seconds = max(0.0, left / (settings.n_networks - n_before))
         plan = Plan(steps, batch_size=batch, seconds=seconds, early_stopping=watched is not None)
         told, started = 0, time.perf_counter()
         points: list[tuple[int, float]] = []
