@@ -240,3 +240,24 @@ def test_partial_fit_refuses_what_it_cannot_take(train):
         SequenceClassifier().partial_fit(*new, classes=[1, 2])
     with pytest.raises(ValueError, match="at least two classes"):
         SequenceClassifier().partial_fit(*new, classes=list(range(10)))
+
+
+@pytest.mark.parametrize("name", ["predict", "predict_open", "decision_function", "predict_proba"])
+def test_an_answer_keeps_to_the_fit_it_began_with(train, test, monkeypatch, name):
+    """Another thread may learn a class that comes first among the labels while one is asked."""
+    from spherescan.estimators import classifier as module
+
+    made = base_of(train)
+    X = test[0][:40]
+    expected = getattr(made, name)(X)
+
+    def in_parts(*args):
+        if not learned:
+            learned.append(made.add_classes(*first_five(train, 7)))
+            made.partial_fit(train[0][:1], [0])
+        yield from before(*args)
+
+    learned, before = [], module.described_in_parts
+    monkeypatch.setattr(module, "described_in_parts", in_parts)
+    assert np.array_equal(getattr(made, name)(X), expected)
+    assert 0 in made.classes_

@@ -297,11 +297,27 @@ def test_networks_learn_whatever_the_caller_has_switched_off(causal, switched_of
 
 
 @pytest.mark.unwatched
-def test_networks_learn_under_another_default_type():
+def test_an_autocast_around_a_fit_or_an_answer_changes_nothing(causal):
     X, y = waves()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = SequenceClassifier(**QUICK, causal=True).fit(X, y)
+        inside, streamed = made.decision_function(X), made.stream().push(X[0]).cosines
+    np.testing.assert_array_equal(inside, causal.decision_function(X))
+    np.testing.assert_array_equal(streamed, causal.stream().push(X[0]).cosines)
+
+
+@pytest.mark.unwatched
+def test_a_fit_under_another_default_type():
+    X, y = waves()
+    plain = SequenceClassifier(n_features=84, random_state=0).fit(X, y).decision_function(X)
     torch.set_default_dtype(torch.float64)
     try:
-        assert SequenceClassifier(**QUICK, causal=True).fit(X, y).score(X, y) == 1
+        # Weights of networks are drawn in the default type, so they are others.
+        made = SequenceClassifier(**QUICK, causal=True).fit(X, y)
+        assert made.score(X, y) == 1
+        assert made.stream().push(X[0]).label == y[0]
+        again = SequenceClassifier(n_features=84, random_state=0).fit(X, y)
+        assert np.array_equal(again.decision_function(X), plain)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from spherescan.calibration import auroc
 from spherescan.errors import ConfigError
 from spherescan.estimators import SequenceClassifier, SequenceRegressor
+from spherescan.estimators.classifier import _answers
 from spherescan.estimators.sequences import class_indices
 from spherescan.report import slowest_parts
 
@@ -96,9 +97,10 @@ def test_sets_of_the_page_are_those_of_predict_set(classifier, tmp_path):
 
 def test_points_of_the_sphere_are_those_of_transform(classifier):
     X, y = waves(30, seed=1)
-    cosines, known = classifier._cosines_and_known(X)
-    kept = classifier._fitted.familiarity.rows[:30]
-    answers = classifier._answers("", cosines, class_indices(classifier.classes_, y), known, kept)
+    fitted = classifier._fitted
+    cosines, known = classifier._cosines_and_known(fitted, X)
+    target = class_indices(classifier.classes_, y)
+    answers = _answers(fitted, "", cosines, target, known, fitted.familiarity.rows[:30])
     assert np.allclose(answers.embeddings, classifier.transform(X), atol=1e-9)
 
 

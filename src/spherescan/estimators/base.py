@@ -20,6 +20,7 @@ from spherescan.errors import CheckpointError
 from spherescan.estimators.clock import Clock
 from spherescan.estimators.curves import state_of_curves
 from spherescan.estimators.description import SeriesFeatures
+from spherescan.estimators.networks import full_precision
 from spherescan.estimators.pages import short_form
 from spherescan.estimators.saved import Saved
 from spherescan.estimators.sequences import Padded, fitted_features, seeded
@@ -79,8 +80,8 @@ class SeriesEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             if anew:
                 for name in _FOUND:
                     self.__dict__.pop(name, None)
-            # Networks learn whatever the caller has switched off for itself.
-            with torch.inference_mode(False), torch.enable_grad():
+            # Networks learn whatever the caller has switched on or off for itself.
+            with torch.inference_mode(False), torch.enable_grad(), full_precision():
                 yield
         except BaseException:
             self.__dict__ = before

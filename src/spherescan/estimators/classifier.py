@@ -206,10 +206,11 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         if not self.__sklearn_is_fitted__():
             return self.fit(X, y)
         self._expect_settings()
-        fitted, before = self._fitted, self._described()
+        fitted = self._found()
+        before = _described(fitted)
         more = described(self, fitted.features, X)
-        labels = labels_like(self.classes_, checked_labels(more, y))
-        all_labels = np.concatenate([self.classes_[fitted.target.numpy()], labels])
+        labels = labels_like(fitted.classes, checked_labels(more, y))
+        all_labels = np.concatenate([fitted.classes[fitted.target.numpy()], labels])
         every, indices = np.unique(all_labels, return_inverse=True)
         rows = torch.cat([before, more])
         points = separated_prototypes(len(every), len(every) - 1).points
@@ -231,18 +232,18 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: X or y that `fit` would refuse, a label that is a class already, or a
                 classifier that was saved without room.
         """
-        check_is_fitted(self)
-        fitted, before = self._fitted, self._described()
+        fitted = self._found()
+        before = _described(fitted)
         more = described(self, fitted.features, X)
-        labels = labels_like(self.classes_, checked_labels(more, y))
+        labels = labels_like(fitted.classes, checked_labels(more, y))
         new, indices = np.unique(labels, return_inverse=True)
-        known = np.isin(new, self.classes_)
+        known = np.isin(new, fitted.classes)
         if known.any():
             raise ValueError(
                 f"{new[known].tolist()[0]!r} is a class already; partial_fit learns more of what "
                 "is known"
             )
-        n_before = len(self.classes_)
+        n_before = len(fitted.classes)
         rows = torch.cat([before, more])
         target = torch.cat([fitted.target, n_before + torch.from_numpy(indices)])
         left_out = torch.cat([fitted.left_out, fitted.cosines(more)])
@@ -259,9 +260,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             left_out = torch.cat([left_out, column.left_out[:, None]], 1)
         known_by = fitted.familiarity.weights
         return self._keep(
-            np.concatenate([self.classes_, new]),
             replace(
                 fitted,
+                classes=np.concatenate([fitted.classes, new]),
                 familiarity=Familiarity.of(fitted.features, rows, target, left_out, known_by),
                 left_out=left_out,
                 target=target,
@@ -290,39 +291,41 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         Raises:
             ValueError: X or y that `score` would refuse, or a label that is no class.
         """
-        cosines, known = self._cosines_and_known(X)
-        target = class_indices(self.classes_, checked_labels(cosines, y))
-        self._fitted = replace(self._fitted, calibration=Calibration(cosines, target, known))
+        fitted = self._found()
+        cosines, known = self._cosines_and_known(fitted, X)
+        target = class_indices(fitted.classes, checked_labels(cosines, y))
+        self._fitted = replace(fitted, calibration=Calibration(cosines, target, known))
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the class whose prototype is nearest, for each series; shape (n_cases,)."""
-        nearest = self._cosines(X).argmax(1).numpy()
-        return self.classes_[nearest]
+        fitted = self._found()
+        found: NDArray[Any] = fitted.classes[self._cosines(fitted, X).argmax(1).numpy()]
+        return found
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return cosines with the prototypes, of shape (n_cases, k).
 
         Of two classes, as scikit-learn has it, what the second has more, of shape (n_cases,).
         """
-        cosines = self._cosines(X).numpy()
-        return cosines[:, 1] - cosines[:, 0] if len(self.classes_) == 2 else cosines
+        cosines = self._cosines(self._found(), X).numpy()
+        return cosines[:, 1] - cosines[:, 0] if cosines.shape[1] == 2 else cosines
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probability of each class, calibrated on left-out series; (n_cases, k)."""
-        cosines = self._cosines(X)
-        return probabilities(cosines, self._fitted.scale).numpy()
+        fitted = self._found()
+        return probabilities(self._cosines(fitted, X), fitted.scale).numpy()
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the logarithm of `predict_proba`, of shape (n_cases, k)."""
-        cosines = self._cosines(X)
-        return torch.log_softmax(self._fitted.scale * cosines, 1).numpy()
+        fitted = self._found()
+        return torch.log_softmax(fitted.scale * self._cosines(fitted, X), 1).numpy()
 
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the sphere each series lies: unit rows of shape (n_cases, d)."""
-        check_is_fitted(self)
-        parts = described_in_parts(self, self._fitted.features, X)
-        return seen_from_below(torch.cat([self._fitted.points(rows) for rows in parts])).numpy()
+        fitted = self._found()
+        parts = described_in_parts(self, fitted.features, X)
+        return seen_from_below(torch.cat([fitted.points(rows) for rows in parts])).numpy()
 
     def predict_open(
         self, X: Any, *, rejection: float = 0.05, unknown_label: Any = "unknown"
@@ -343,10 +346,10 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         Raises:
             ValueError: Too few series for such a rate, or a label that is a class.
         """
-        check_is_fitted(self)
-        threshold = self._threshold(rejection, unknown_label)
-        cosines, known = self._cosines_and_known(X)
-        found = self.classes_[cosines.argmax(1).numpy()].astype(object)
+        fitted = self._found()
+        threshold = _threshold(fitted, rejection, unknown_label)
+        cosines, known = self._cosines_and_known(fitted, X)
+        found = fitted.classes[cosines.argmax(1).numpy()].astype(object)
         for index in (known < threshold).nonzero()[:, 0].tolist():
             found[index] = unknown_label  # one by one: it may be a tuple
         return found
@@ -359,7 +362,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         `Familiarity`. Of tokens it is the largest cosine. Scores of series of known classes are as
         `left_out_known_scores_`; what is below them is like no class.
         """
-        return self._cosines_and_known(X)[1].numpy()
+        return self._cosines_and_known(self._found(), X)[1].numpy()
 
     def predict_set(
         self, X: Any, *, coverage: float = 0.9, never_empty: bool = False
@@ -380,11 +383,11 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         Raises:
             ValueError: A coverage outside 0..1.
         """
-        check_is_fitted(self)
-        fitted, judged = self._fitted, self._fitted.judged
+        fitted = self._found()
+        judged = fitted.judged
         scores = lac_scores(probabilities(judged.cosines, fitted.scale))
         threshold = set_threshold(scores, judged.target, coverage=coverage)
-        found = lac_scores(probabilities(self._cosines(X), fitted.scale))
+        found = lac_scores(probabilities(self._cosines(fitted, X), fitted.scale))
         return prediction_sets(found, threshold, never_empty=never_empty).numpy()
 
     def stream(
@@ -402,11 +405,11 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: A classifier that needs the whole series, too few series for such a rate, or
                 a label that is a class.
         """
-        check_is_fitted(self)
-        fitted = self._fitted
-        threshold = -math.inf if rejection is None else self._threshold(rejection, unknown_label)
-        answer = partial(fitted.answer, self.classes_, threshold, unknown_label)
-        return SeriesStream(fitted.features, answer)
+        fitted = self._found()
+        threshold = -math.inf
+        if rejection is not None:
+            threshold = _threshold(fitted, rejection, unknown_label)
+        return SeriesStream(fitted.features, partial(fitted.answer, threshold, unknown_label))
 
     def report(
         self, path: str | Path, X: Any = None, y: Any = None, *, unknown: Any = None
@@ -428,10 +431,10 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 installed.
             StorageError: The disk refused.
         """
-        check_is_fitted(self)
+        fitted = self._found()
         place = page_path(path)
-        fitted = self._fitted
-        left_out = self._answers(
+        left_out = _answers(
+            fitted,
             f"{len(fitted.target)} training series, each left out",
             fitted.left_out,
             fitted.target,
@@ -446,53 +449,27 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             clock.look("features")
             cosines = fitted.cosines(rows)
             clock.look("cosines")
-            target = class_indices(self.classes_, checked_labels(rows, y))
+            target = class_indices(fitted.classes, checked_labels(rows, y))
             kept = fitted.familiarity.kept(rows)
             known = fitted.familiarity.score(cosines, kept)
             clock.look("nearest training series")
-            answers = self._answers(f"{len(rows)} series", cosines, target, known, kept)
+            answers = _answers(fitted, f"{len(rows)} series", cosines, target, known, kept)
         page = page_of_classifier(
             self,
             answers,
-            unknown=None if unknown is None else torch.from_numpy(self.known_score(unknown)),
+            unknown=None if unknown is None else self._cosines_and_known(fitted, unknown)[1],
             judged=fitted.judged,
             seconds=clock.seconds,
         )
         write_page(page, place)
         return place
 
-    def _answers(
-        self,
-        source: str,
-        cosines: Float[Tensor, "n c"],
-        target: Int[Tensor, " n"],
-        known: Float[Tensor, " n"],
-        kept: Float[Tensor, "n g"],
-        *,
-        caution: str = "",
-    ) -> ClassAnswers:
-        fitted = self._fitted
-        strange = fitted.familiarity.score(without_own(cosines, target), kept)
-        k = len(fitted.prototypes)
-        # Cosines with as many independent directions as there are dimensions say where it lies.
-        places = torch.linalg.solve(fitted.prototypes, cosines[:, :k].T).T
-        return ClassAnswers(
-            source,
-            tuple(map(str, self.classes_.tolist())),
-            cosines,
-            target,
-            functional.normalize(places, dim=1),
-            fitted.prototypes,
-            scale=fitted.scale,
-            caution=caution,
-            known=Known(known, strange, fitted.familiarity.in_words),
-        )
-
     def _facts(self) -> dict[str, str]:
-        right = self._fitted.left_out.argmax(1) == self._fitted.target
+        fitted = self._fitted
+        right = fitted.left_out.argmax(1) == fitted.target
         return {
             "training series": str(len(right)),
-            "classes": ", ".join(map(str, self.classes_.tolist())),
+            "classes": ", ".join(map(str, fitted.classes.tolist())),
             "accuracy on training series, each left out": f"{right.double().mean():.3f}",
         }
 
@@ -505,14 +482,13 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ValueError: Labels of a type that a file cannot hold, or a setting that `fit` refuses.
             TypeError: A setting that is no whole number.
         """
-        check_is_fitted(self)
+        fitted = self._found()
         self._expect_settings()
-        fitted = self._fitted
         saved = SavedClassifier(
             **SavedClassifier.common(self, fitted.features, len(fitted.target)),
             reserve_classes=int(self.reserve_classes),
-            label_type=label_type(self.classes_),
-            labels=tuple(self.classes_.tolist()),
+            label_type=label_type(fitted.classes),
+            labels=tuple(fitted.classes.tolist()),
             scale=fitted.scale,
         )
         tensors = {name: getattr(fitted, name) for name in TENSORS}
@@ -542,6 +518,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
                 checkpoint.below(_NEAR), Kept.of(features), tensors["target"]
             )
             fitted = FittedClassifier(
+                labels,
                 features,
                 **tensors,
                 scale=saved.scale,
@@ -550,7 +527,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             )
             made = cls(**saved.parameters(), reserve_classes=saved.reserve_classes)
             saved.restore(made, features, len(fitted.target))
-        return made._keep(labels, fitted)
+        return made._keep(fitted)
 
     def _fit(self, X: Any, y: Any) -> "SequenceClassifier":
         clock = Clock()
@@ -585,8 +562,8 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         prototypes = seen_from_below(points)
         left_out = seen_from_below(fitted.left_out) @ prototypes.T
         return self._keep(
-            classes,
             FittedClassifier(
+                classes,
                 features,
                 fitted.weight,
                 fitted.bias,
@@ -602,28 +579,20 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
             ),
         )
 
-    def _described(self) -> Float[Tensor, "n f"]:
-        """Return the features of the training series.
-
-        Raises:
-            ValueError: They were not saved.
-        """
-        if self._fitted.described is None:
-            raise ValueError(
-                "this classifier was saved without the features of its training series; fit it "
-                "with a larger reserve_classes before saving"
-            )
-        return self._fitted.described
-
     def _expect_settings(self) -> None:
         expect_whole("reserve_classes", self.reserve_classes)
         if self.reserve_classes < 0:
             raise ValueError(f"reserve_classes is {self.reserve_classes}; it must not be negative")
 
-    def _keep(self, classes: NDArray[Any], fitted: FittedClassifier) -> "SequenceClassifier":
+    def _found(self) -> FittedClassifier:
+        """Return what fitting found; a call asks once, as another thread may learn meanwhile."""
+        check_is_fitted(self)
+        return self._fitted
+
+    def _keep(self, fitted: FittedClassifier) -> "SequenceClassifier":
         # In one go: whoever interrupts finds all of it or nothing.
         self.__dict__.update(
-            classes_=classes,
+            classes_=fitted.classes,
             _fitted=fitted,
             prototypes_=fitted.prototypes.numpy(),
             scale_=fitted.scale,
@@ -633,23 +602,65 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         )
         return self
 
-    def _threshold(self, rejection: float, unknown_label: Any) -> float:
-        if isinstance(unknown_label, np.ndarray) and unknown_label.ndim:
-            raise ValueError(f"unknown_label is {unknown_label!r}; it must be a single label")
-        if unknown_label in self.classes_.tolist():
-            raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
-        return known_threshold(self._fitted.judged.known, rejection=rejection)
-
-    def _cosines_and_known(self, X: Any) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
-        check_is_fitted(self)
-        familiarity, found = self._fitted.familiarity, []
-        for rows in described_in_parts(self, self._fitted.features, X):
-            cosines = self._fitted.cosines(rows)
+    def _cosines_and_known(
+        self, fitted: FittedClassifier, X: Any
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
+        familiarity, found = fitted.familiarity, []
+        for rows in described_in_parts(self, fitted.features, X):
+            cosines = fitted.cosines(rows)
             found.append((cosines, familiarity.score(cosines, familiarity.kept(rows))))
         every, known = (torch.cat(parts) for parts in zip(*found, strict=True))
         return every, known
 
-    def _cosines(self, X: Any) -> Float[Tensor, "n c"]:
-        check_is_fitted(self)
-        parts = described_in_parts(self, self._fitted.features, X)
-        return torch.cat([self._fitted.cosines(rows) for rows in parts])
+    def _cosines(self, fitted: FittedClassifier, X: Any) -> Float[Tensor, "n c"]:
+        parts = described_in_parts(self, fitted.features, X)
+        return torch.cat([fitted.cosines(rows) for rows in parts])
+
+
+def _described(fitted: FittedClassifier) -> Float[Tensor, "n f"]:
+    """Return the features of the training series.
+
+    Raises:
+        ValueError: They were not saved.
+    """
+    if fitted.described is None:
+        raise ValueError(
+            "this classifier was saved without the features of its training series; fit it "
+            "with a larger reserve_classes before saving"
+        )
+    return fitted.described
+
+
+def _threshold(fitted: FittedClassifier, rejection: float, unknown_label: Any) -> float:
+    if isinstance(unknown_label, np.ndarray) and unknown_label.ndim:
+        raise ValueError(f"unknown_label is {unknown_label!r}; it must be a single label")
+    if unknown_label in fitted.classes.tolist():
+        raise ValueError(f"{unknown_label!r} is a class; choose another unknown_label")
+    return known_threshold(fitted.judged.known, rejection=rejection)
+
+
+def _answers(
+    fitted: FittedClassifier,
+    source: str,
+    cosines: Float[Tensor, "n c"],
+    target: Int[Tensor, " n"],
+    known: Float[Tensor, " n"],
+    kept: Float[Tensor, "n g"],
+    *,
+    caution: str = "",
+) -> ClassAnswers:
+    strange = fitted.familiarity.score(without_own(cosines, target), kept)
+    k = len(fitted.prototypes)
+    # Cosines with as many independent directions as there are dimensions say where it lies.
+    places = torch.linalg.solve(fitted.prototypes, cosines[:, :k].T).T
+    return ClassAnswers(
+        source,
+        tuple(map(str, fitted.classes.tolist())),
+        cosines,
+        target,
+        functional.normalize(places, dim=1),
+        fitted.prototypes,
+        scale=fitted.scale,
+        caution=caution,
+        known=Known(known, strange, fitted.familiarity.in_words),
+    )

@@ -74,12 +74,13 @@ class Calibration:
 class FittedClassifier:
     """What fitting found.
 
-    `left_out` are the cosines of training series, `target` their classes, and `described` their
+    `classes` are the labels. `left_out` are the cosines of training series, `target` their classes, and `described` their
     features; none where they were not saved. The a classes that were added come last. `familiarity`
     says how much a series is like those of training. `calibration` is of series that fitting did
     not see; none before `calibrate`.
     """
 
+    classes: NDArray[Any]
     features: SeriesFeatures
     weight: Float[Tensor, "f e"]
     bias: Float[Tensor, " e"]
@@ -119,7 +120,6 @@ class FittedClassifier:
 
     def answer(
         self,
-        classes: NDArray[Any],
         threshold: float,
         unknown_label: Any,
         n_steps: int,
@@ -128,7 +128,6 @@ class FittedClassifier:
         """Answer for a stream.
 
         Args:
-            classes: Labels.
             threshold: Of how much a series is like those of a class; below it, it is unknown.
             unknown_label: What is then said.
             n_steps: Samples of the stream.
@@ -138,7 +137,7 @@ class FittedClassifier:
         known = float(self.familiarity.score(cosines, self.familiarity.kept(described)))
         shares = probabilities(cosines, self.scale)[0].numpy()
         best = int(cosines[0].argmax())
-        label = unknown_label if known < threshold else classes[best]
+        label = unknown_label if known < threshold else self.classes[best]
         return ClassAnswer(n_steps, label, float(shares[best]), shares, cosines[0].numpy(), known)
 
     def left_out_squared(self, cosines: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:

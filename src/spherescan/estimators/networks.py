@@ -140,7 +140,7 @@ class Networks(nn.Module):
             raise ValueError(f"the stride {plan.stride} is outside 1..{largest}")
         generator = Generator().manual_seed(0)
         self.models = nn.ModuleList(
-            plan.description.build(place=False, generator=generator).eval()
+            plan.description.build(place=False, generator=generator).float().eval()
             for _ in range(plan.n_networks)
         )
         self.register_buffer("channel_mean", torch.zeros(n_channels, dtype=torch.float64))
@@ -226,7 +226,7 @@ class Networks(nn.Module):
                 if not ask(by[:, 0] > 0, said / by.clamp(min=1)):
                     return Learned(None, said / by.clamp(min=1), tuple(training.curves))
                 ask = ask if bool((by == 0).any()) else None
-            model = description.build(generator=generator, place=False)
+            model = description.build(generator=generator, place=False).float()
             model.head.weight.copy_(prototypes.float())
             is_held = (part - index) % settings.n_networks < n_left_out
             learns, held = (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
@@ -309,6 +309,11 @@ class Networks(nn.Module):
         return models
 
 
+def full_precision() -> torch.autocast:
+    """Return a context in which networks compute in float32, whatever autocast is on around it."""
+    return torch.autocast("cpu", enabled=False)
+
+
 def _left_out_parts(n_networks: int) -> int:
     """Return how many parts each network leaves out: a third of them, at least one."""
     return max(1, n_networks // 3)
@@ -331,7 +336,7 @@ def _unit_vectors(
 ) -> Float[Tensor, "n d"]:
     each = max(1, min(_BATCH, _POSITIONS // x.shape[1]))
     found = []
-    with torch.inference_mode():
+    with torch.inference_mode(), full_precision():
         for part, real in zip(torch.split(x, each), torch.split(mask, each), strict=True):
             longest = int(real.sum(1).max())
             z = model.embed(part[:, :longest], mask=real[:, :longest])

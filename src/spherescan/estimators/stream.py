@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.frames import is_frame, values_of
+from spherescan.estimators.networks import full_precision
 from spherescan.estimators.sequences import checked_tokens, has_masked
 from spherescan.features import RunningStatistics
 from spherescan.nn import StreamedModel, StreamState, digest_of_weights
@@ -126,7 +127,7 @@ class SeriesStream(Generic[A]):
         if n_steps == 0:
             raise ValueError("nothing has been pushed; give at least one sample")
         stride = self._networks.stride
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             statistics = None if self._statistics is None else self._statistics.extended(rows)
             rows = torch.cat([self._open, rows])
             whole = len(rows) // stride * stride

@@ -76,8 +76,8 @@ class FixedFeatures(nn.Module):
         )
         self.register_buffer("channel_mean", torch.zeros(n_channels, dtype=torch.float64))
         self.register_buffer("channel_std", torch.ones(n_channels, dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(sum(self.sizes)))
-        self.register_buffer("scale", torch.ones(sum(self.sizes)))
+        self.register_buffer("mean", torch.zeros(sum(self.sizes), dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(sum(self.sizes), dtype=torch.float32))
         self.channel_mean: Tensor
         self.channel_std: Tensor
         self.mean: Tensor
@@ -160,7 +160,7 @@ class FixedFeatures(nn.Module):
         size = torch.tensor(self.sizes).repeat_interleave(torch.tensor(self.sizes))
         self.mean.copy_(raw.double().mean(0))
         self.scale.copy_(
-            torch.where(deviation > LEAST_DEVIATION, 1 / (deviation * size.sqrt()), 0.0)
+            torch.where(deviation > LEAST_DEVIATION, 1 / (deviation * size.float().sqrt()), 0.0)
         )
         return (raw - self.mean) * self.scale
 

@@ -68,7 +68,7 @@ class Hydra(nn.Module):
         self.dilations = [2**e for e in range(1 + int(longest_dilation_exponent(length)))]
         shape = (len(self.dilations), 2, n_groups // 2)
         n = len(self.dilations) * n_groups
-        weights = torch.randn(n, IN_GROUP, TAPS, generator=generator)
+        weights = torch.randn(n, IN_GROUP, TAPS, generator=generator, dtype=torch.float32)
         weights -= weights.mean(2, keepdim=True)
         weights /= weights.abs().sum(2, keepdim=True)
         channels, n_summed = random_channels(n, n_channels, generator=generator)
@@ -134,7 +134,7 @@ class Hydra(nn.Module):
     def _outputs(self, x: Tensor, row: int, view: int, dilation: int) -> Float[Tensor, "b g 8 l"]:
         z = channel_sums(x, self.channels[row, view], self.n_summed[row, view])
         weights = self.weights[row, view]
-        out = torch.zeros(len(z), *weights.shape[:2], z.shape[2])
+        out = torch.zeros(len(z), *weights.shape[:2], z.shape[2], dtype=torch.float32)
         for tap, seen in enumerate(taps(z, dilation)):
             out += weights[None, :, :, tap, None] * seen[:, :, None]
         return out

@@ -60,8 +60,8 @@ def random_channels(
         candidate = torch.randint(last + 1, (n_kernels,), generator=generator)
         taken = (drawn[:, :i] == candidate[:, None]).any(1)
         drawn[:, i] = torch.where(taken, last, candidate)
-    order = torch.rand(n_kernels, most, generator=generator).argsort(dim=1)
-    return drawn.gather(1, order), sizes.long().clamp(1, most)
+    places = torch.rand(n_kernels, most, generator=generator, dtype=torch.float32)
+    return drawn.gather(1, places.argsort(dim=1)), sizes.long().clamp(1, most)
 
 
 def taps(z: Float[Tensor, "b k l"], dilation: int) -> list[Float[Tensor, "b k l"]]:

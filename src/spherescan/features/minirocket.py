@@ -81,7 +81,8 @@ class MiniRocket(nn.Module):
         shape = (len(self.dilations), len(KERNELS))
         self.register_buffer("channels", channels.reshape(*shape, -1))
         self.register_buffer("n_summed", n_summed.reshape(shape))
-        self.register_buffer("biases", torch.zeros(len(KERNELS) * sum(self.counts)))
+        n_features = len(KERNELS) * sum(self.counts)
+        self.register_buffer("biases", torch.zeros(n_features, dtype=torch.float32))
         self.channels: Tensor
         self.n_summed: Tensor
         self.biases: Tensor
@@ -176,7 +177,7 @@ class MiniRocket(nn.Module):
             inner = _inner(mask, (TAPS // 2) * dilation)
             # Every second kernel sees all positions; which half changes with the dilation.
             seen = torch.stack([mask, inner], 1)[:, (row % 2 + padded_of) % 2]
-            total = seen.sum(2)
+            total = seen.sum(2).float()
             out.masked_fill_(~seen, -torch.inf)
             above = [(out > b[:, None]).sum(2, dtype=torch.int32) / total for b in biases.T]
             features.append(torch.stack(above, 2).flatten(1))

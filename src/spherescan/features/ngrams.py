@@ -72,7 +72,7 @@ class NGrams(nn.Module):
         self.orders = [n for n in range(1, ORDERS + 1) if vocab_size**n <= _LARGEST_CODE]
         self.register_buffer("sizes", torch.zeros(len(self.orders), dtype=torch.int64))
         self.register_buffer("codes", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("rarity", torch.zeros(0))
+        self.register_buffer("rarity", torch.zeros(0, dtype=torch.float32))
         self.sizes: Tensor
         self.codes: Tensor
         self.rarity: Tensor
@@ -192,7 +192,7 @@ def _counts(
     x: Tensor, mask: Tensor, order: int, vocab_size: int, kept: Int[Tensor, " g"]
 ) -> Float[Tensor, "b g"]:
     """Return how often each n-gram that is kept occurs."""
-    counts = torch.zeros(len(x), len(kept))
+    counts = torch.zeros(len(x), len(kept), dtype=torch.float32)
     if len(kept):
         found = _occurrences(x, mask, order, vocab_size, n_counts=len(kept))
         for some, rows, codes in found:
