@@ -86,3 +86,9 @@ def test_the_prototype_loss_of_rust_trainer_does_not_normalise_prototypes():
     z, prototypes = torch.tensor([[0.0, 5.0]]), torch.tensor([[0.0, 0.5], [0.0, 2.0]])
     assert hpn_rust_trainer_loss(z, prototypes, torch.tensor([0])).item() == pytest.approx(0.25)
     assert hpn_rust_trainer_loss(z, prototypes, torch.tensor([1])).item() == pytest.approx(1.0)
+
+
+@pytest.mark.unwatched
+def test_cross_entropy_refuses_targets_that_are_no_integers():
+    with pytest.raises(TypeError, match=r"targets are torch.float32; .*pass target.long\(\)"):
+        local_cross_entropy(randn(2, 3), torch.tensor([0.9, 1.9]))

@@ -142,3 +142,12 @@ def test_the_map_between_values_and_cosines_inverts():
     for function in (to_cosine, from_cosine):
         with pytest.raises(ValueError, match="empty"):
             function(values, lower=1.0, upper=1.0)
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool])
+def test_targets_that_are_no_integers_are_refused(loss, case, dtype):
+    """As integers 0.9 and 1.9 would be 0 and 1."""
+    z, prototypes, target = case
+    with pytest.raises(TypeError, match=rf"targets are {dtype}; .*pass target.long\(\)"):
+        loss(z, prototypes, target.to(dtype))

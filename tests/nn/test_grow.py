@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -236,3 +237,49 @@ def test_the_average_of_heads_is_the_mean_of_their_cosines():
     last = model.head(model.read_out(stream, update, mask=mask))
     found = model.embed(x, mask=mask) @ model.head.prototypes.T
     assert_close(found, (first + last) / 2)
+
+
+@pytest.mark.parametrize("wanted", [[9], [0, -1], [4]])
+def test_an_impossible_local_head_is_refused_and_changes_nothing(wanted):
+    model = model_of()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = list(model.modules())
+    with pytest.raises(ValueError, match=rf"block {wanted[-1]} is wanted.* has 0\.\.2"):
+        insert_blocks(model, [0], local_heads=wanted, generator=generator())
+    assert list(model.modules()) == modules
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_fails_on_the_way_leaves_the_model_unchanged():
+    model = model_of()
+    modules = list(model.modules())
+
+    def failing(**_):
+        raise RuntimeError("no memory")
+
+    model.make_local_head = failing
+    with pytest.raises(RuntimeError, match="no memory"):
+        insert_blocks(model, [0], local_heads=[0, 1], generator=generator())
+    assert list(model.modules()) == modules
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, iter])
+def test_positions_may_be_of_any_kind_of_sequence(kind):
+    model, expected = model_of(), model_of()
+    insert_blocks(model, kind([0, 2]), local_heads=kind([1, 3]), generator=generator())
+    insert_blocks(expected, [0, 2], local_heads=[1, 3], generator=generator())
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("wrong", [[0.0], np.array([1.0]), 1])
+def test_positions_that_are_no_whole_numbers_are_refused(wrong):
+    with pytest.raises(TypeError, match=r"at is .*; give a list of whole numbers"):
+        insert_blocks(model_of(), wrong)
+    with pytest.raises(TypeError, match=r"local_heads is .*; give a list of whole numbers"):
+        insert_blocks(model_of(), [0], local_heads=wrong)
+    with pytest.raises(ValueError, match="no position"):
+        insert_blocks(model_of(), np.array([], dtype=int))

@@ -1,10 +1,19 @@
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spherescan.nn import Mamba, ModelDescription, PrototypeHead, SequenceModel, load_published
+from spherescan.nn import (
+    POOLING_NAMES,
+    Mamba,
+    ModelDescription,
+    PrototypeHead,
+    SequenceModel,
+    load_published,
+)
 from tests.tolerances import assert_close
 
 SMALL = functools.partial(Mamba, d_state=3)
@@ -226,3 +235,99 @@ def test_a_model_that_no_machine_holds_is_refused_before_anything_is_allocated()
     usual = dataclasses.replace(DESCRIPTION, d_model=64, d_state=16, local_heads=(0,))
     found = sum(parameter.numel() for parameter in usual.build().parameters())
     assert usual.n_weights() == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("shape", [(4, 6, 1), (4, 6, 3), (4, 2), (6, 2)])
+def test_series_of_other_channels_are_refused_by_name(generator, shape):
+    """One channel would be broadcast to both."""
+    with pytest.raises(ValueError, match=rf"shape \({', '.join(map(str, shape))}\).* 2 channels"):
+        series_model(generator)(torch.zeros(shape))
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize(
+    ("bidirectional", "pooling"), [(False, ()), (False, POOLING_NAMES), (True, POOLING_NAMES)]
+)
+@pytest.mark.parametrize("n_convolutions", [0, 2])
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf, 99.0, 3e38])
+def test_nothing_in_the_padding_reaches_outputs_or_gradients(
+    generator, bidirectional, pooling, n_convolutions, padding
+):
+    model = series_model(
+        generator, bidirectional=bidirectional, pooling=pooling, n_convolutions=n_convolutions
+    )
+    model.embedding.set_statistics(torch.tensor([0.3, -2.0]), torch.tensor([0.1, 5.0]))
+    x = torch.randn(3, 9, 2, generator=generator)
+    mask = torch.arange(9) < torch.tensor([[1], [4], [9]])
+    found = []
+    for value in (0.0, padding):
+        model.zero_grad()
+        series = x.masked_fill(~mask[:, :, None], value).requires_grad_()
+        cosines = model(series, mask=mask)
+        cosines = cosines if pooling else cosines[mask]
+        cosines.square().sum().backward()
+        found.append([cosines, series.grad, *(p.grad for p in model.parameters())])
+    for plain, padded in zip(*found, strict=True):
+        assert padded.isfinite().all()
+        assert torch.equal(padded, plain)
+    assert not found[1][1][~mask].any()
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_sequence_without_a_real_position_is_refused(generator, length):
+    model = series_model(generator)
+    mask = torch.ones(3, length, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(ValueError, match=r"1 of 3 sequences have no real position, .* row 1"):
+        model(torch.zeros(3, length, 2), mask=mask)
+    for none in (None, torch.ones(3, 0, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="3 of 3 sequences have no real position"):
+            model(torch.zeros(3, 0, 2), mask=none)
+    assert model(torch.zeros(0, 4, 2)).shape == (0, 3)
+
+
+def test_a_model_is_traced_whole_although_empty_sequences_are_refused():
+    code = "from tests.nn import test_model; test_model.compile_whole()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=300, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def compile_whole() -> None:
+    """Called in a process of its own: the type checks of the tests cannot be traced."""
+    generator = torch.Generator().manual_seed(0)
+    model = series_model(generator)
+    x = torch.randn(2, 5, 2, generator=generator)
+    mask = torch.arange(5) < torch.tensor([[2], [5]])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x, mask=mask), model(x, mask=mask))
+    each = torch.vmap(lambda x, mask: model(x[None], mask=mask[None])[0])
+    assert_close(each(x, mask), model(x, mask=mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{"bidirectional": True, "n_convolutions": 1, "local_heads": (0,)}, {"form": "rust_trainer"}],
+)
+def test_all_weights_have_the_default_type(generator, dtype, learnable, options):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = SequenceModel(
+            head=PrototypeHead(3, 8, learnable=learnable),
+            n_channels=2,
+            d_model=8,
+            mixer=SMALL,
+            generator=generator,
+            **options,
+        )
+        assert {value.dtype for value in model.state_dict().values()} == {dtype}
+        cosines = model(torch.randn(2, 5, 2, generator=generator))
+        cosines.sum().backward()
+        assert cosines.dtype == dtype
+    finally:
+        torch.set_default_dtype(before)

@@ -1,6 +1,7 @@
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -230,3 +231,31 @@ def test_default_points_are_fixed_and_leave_the_global_generator_alone():
 def test_impossible_sizes_are_refused(function, k, d):
     with pytest.raises(ValueError, match=rf"got (n_classes=)?{k if k < 1 or d == 1 else d}"):
         function(k, d)
+
+
+@pytest.mark.parametrize("size", [2.0, "2", None, torch.tensor(2.0)])
+@pytest.mark.parametrize("function", [separated_prototypes, separation_bound])
+def test_sizes_that_are_no_whole_numbers_are_refused(function, size):
+    with pytest.raises(TypeError, match="n_classes must be a whole number"):
+        function(size, 2)
+    with pytest.raises(TypeError, match="dim must be a whole number"):
+        function(2, size)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, torch.tensor])
+def test_whole_numbers_may_be_of_any_type(kind):
+    placed = separated_prototypes(kind(3), kind(2))
+    assert torch.equal(placed.points, separated_prototypes(3, 2).points)
+
+
+@pytest.mark.parametrize(("k", "d"), [(10**6, 3), (10**6, 64), (10**12, 3), (10**5, 10**5)])
+def test_what_would_take_hours_is_refused_at_once(k, d):
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"separate {k} points.* hours or more.*at random"):
+        separated_prototypes(k, d)
+    assert time.perf_counter() - start < PATIENCE
+
+
+@pytest.mark.parametrize(("k", "d"), [(3000, 64), (8192, 256), (50_000, 256), (10**6, 2)])
+def test_what_takes_seconds_or_minutes_is_not_refused(k, d):
+    placement._check_work(k, d)

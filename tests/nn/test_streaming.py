@@ -285,3 +285,22 @@ def test_a_model_that_reads_from_the_end_has_no_stream():
     )  # fmt: skip
     with pytest.raises(ValueError, match="bidirectional"):
         StreamedModel(description.build())
+
+
+@pytest.mark.parametrize("convolutions", [0, 1])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2])
+def test_series_of_other_channels_are_refused_alone_and_in_chunks(convolutions, channels, length):
+    model, x = made(SERIES | {"n_convolutions": convolutions})
+    streamed = StreamedModel(model)
+    other = x[:, :length, :1].expand(-1, -1, channels)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), pytest.raises(ValueError, match=rf"{length}, {channels}\).* 3 channels"):
+            streamed.extend(streamed.start(batch=2), other)
+
+
+def test_a_stream_goes_on_by_one_position_at_least():
+    model, x = made(SERIES)
+    streamed = StreamedModel(model)
+    with torch.no_grad(), pytest.raises(ValueError, match="no position was given"):
+        streamed.extend(streamed.start(batch=2), x[:, :0])

@@ -77,6 +77,17 @@ def test_any_scale_zero_rows_and_dependent_rows_stay_finite(name, dtype, generat
                 assert build(name)(rows).isfinite().all(), (first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_gradients_that_are_no_floating_point_numbers_are_refused(name, dtype):
+    """Weights of 1/4 and 3/4 would be rounded to 0."""
+    rows = torch.tensor([[1, 0], [-1, 1]]).to(dtype)
+    aggregate = build(name)
+    with pytest.raises(TypeError, match=rf"gradients are {dtype}; .*float\(\) first"):
+        aggregate(rows)
+    # Nothing was taken from them either.
+    assert torch.equal(aggregate(rows.float()), build(name)(rows.float()))
+
+
 def test_zero_gradients_give_a_zero_direction(name):
     assert torch.equal(build(name)(torch.zeros(2, 4)), torch.zeros(4))
 

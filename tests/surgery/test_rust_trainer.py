@@ -121,3 +121,15 @@ def test_there_are_two_gradients(method):
     for t in (1, 3):
         with pytest.raises(ValueError, match=f"{t} gradients were given; this method takes two"):
             method(torch.ones(t, 2))
+
+
+@pytest.mark.unwatched
+def test_integers_are_refused():
+    rows = torch.tensor([[1, 0], [-1, 1]])
+    for function, more in (
+        (rust_trainer.pcgrad, (0.0,)),
+        (rust_trainer.cagradstep, (0.5, 0.0)),
+        (rust_trainer.gradnorm_ff_scale, (0.2, 0.0)),
+    ):
+        with pytest.raises(TypeError, match=r"gradients are torch\.int64"):
+            function(*rows, *more)

@@ -142,3 +142,12 @@ def test_invalid_calls_are_refused():
         weigh(torch.ones(3), torch.ones(3))
     with pytest.raises(ValueError, match="equal weights have no state; this one has first"):
         EqualWeights().load_state_dict({"first": [1.0]})
+
+
+@pytest.mark.unwatched
+def test_losses_that_are_no_floating_point_numbers_are_refused():
+    """Weights have the type of the losses: both would be 0 or 1."""
+    weigh = GradNorm()
+    with pytest.raises(TypeError, match=r"losses are torch\.int64"):
+        weigh(torch.tensor([1, 2]), torch.tensor([3.0, 1.0]))
+    assert not weigh.begun

@@ -489,6 +489,21 @@ def test_any_function_of_the_rows_is_an_aggregator(tmp_path, series):
             assert_close(found[name], 2 * own[name], what=name)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (lambda rows: rows[0, :1], r"torch.float32 of shape \(1,\)"),
+        (lambda rows: rows, r"torch.float32 of shape \(2, 4\)"),
+        (lambda rows: rows.sum(0).double(), r"torch.float64 of shape \(4,\)"),
+    ],
+)
+def test_an_aggregator_that_returns_something_else_is_named(wrong, found):
+    first = torch.ones(2, 2)
+    expected = rf"aggregator .*lambda.* returned {found}; expected torch.float32 of shape \(4,\)"
+    with pytest.raises(ValueError, match=expected):
+        Merger(wrong, EqualWeights())([first], [first], (1.0, 1.0))
+
+
 @pytest.mark.parametrize("mode", ["detached", "deep", "surgery"])
 def test_a_batch_without_a_target_is_no_error(tmp_path, mode):
     tokens = tmp_path / "tokens"

@@ -3,9 +3,27 @@
 Letters: k classes.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from spherescan.ops.targets import check_target
+
+
+def check_classes(target: Int[Tensor, "*batch"], n_classes: int, *, of: str) -> None:
+    """Refuse targets that are not classes; the arguments are those of `check_target`.
+
+    Raises:
+        TypeError: Targets that are no integers: as integers they would be rounded.
+        ValueError: A target outside the classes.
+    """
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"targets are {target.dtype}; classes are integers, counted from 0: pass "
+            "target.long() if these are"
+        )
+    check_target(target, n_classes, of=of)
 
 
 def cross_entropy(

@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.losses.classes import cross_entropy
+from spherescan.losses.classes import check_classes, cross_entropy
 from spherescan.ops import linear
-from spherescan.ops.targets import check_target
 
 
 def prototype_cosine_loss(
@@ -27,13 +26,14 @@ def prototype_cosine_loss(
         target: Class of each feature vector.
 
     Raises:
+        TypeError: Targets that are no integers.
         ValueError: A target outside the classes.
 
     References:
         Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514.
         There the losses of a batch are added.
     """
-    check_target(target, prototypes.shape[0], of="prototypes")
+    check_classes(target, prototypes.shape[0], of="prototypes")
     own = functional.normalize(functional.embedding(target.long(), prototypes), dim=-1)
     return (1 - (functional.normalize(z, dim=-1) * own).sum(-1)).square()
 
@@ -58,6 +58,7 @@ def prototype_softmax_loss(
         margin: By how much the own cosine must exceed the others.
 
     Raises:
+        TypeError: Targets that are no integers.
         ValueError: A target outside the classes, or a scale that is not positive.
 
     References:
@@ -66,7 +67,7 @@ def prototype_softmax_loss(
     """
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
-    check_target(target, prototypes.shape[0], of="prototypes")
+    check_classes(target, prototypes.shape[0], of="prototypes")
     cosines = linear(functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1))
     if margin:
         cosines = cosines - margin * functional.one_hot(target.long(), prototypes.shape[0])
@@ -89,8 +90,9 @@ def hpn_rust_trainer_loss(
         target: Class of each feature vector.
 
     Raises:
+        TypeError: Targets that are no integers.
         ValueError: A target outside the classes.
     """
-    check_target(target, prototypes.shape[0], of="prototypes")
+    check_classes(target, prototypes.shape[0], of="prototypes")
     own = functional.embedding(target.long(), prototypes)
     return (1 - (functional.normalize(z, dim=-1, eps=1e-8) * own).sum(-1)).square()

@@ -67,7 +67,12 @@ class SeriesEmbedding(nn.Module):
         self.std.copy_(std)
 
     def standardised(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
-        """Return how many standard deviations values are from the mean of their channel."""
+        """Return how many standard deviations values are from the mean of their channel.
+
+        Raises:
+            ValueError: Another number of channels, or another number of axes.
+        """
+        check_channels(x, len(self.mean))
         spreads: Tensor = (x - self.mean) / self.std
         return spreads
 
@@ -78,8 +83,14 @@ class SeriesEmbedding(nn.Module):
 
         Args:
             x: Series.
-            mask: True on real positions, which come first; all of them when missing.
+            mask: True on real positions, which come first; all of them when missing. What is in
+                the others is read as 0, so NaN there reaches neither outputs nor gradients.
+
+        Raises:
+            ValueError: Another number of channels.
         """
+        if mask is not None:
+            x = x.masked_fill(mask[:, :, None].logical_not(), 0)
         embedded = self.standardised(x)
         if self.linear is not None:
             embedded = self.linear(embedded)
@@ -97,7 +108,7 @@ class SeriesEmbedding(nn.Module):
         """Go on with sequences; equal to `forward` on all of them.
 
         Raises:
-            ValueError: Convolutions that look ahead.
+            ValueError: Convolutions that look ahead, or another number of channels.
         """
         embedded = self.standardised(x)
         if self.linear is not None:
@@ -114,3 +125,17 @@ class SeriesEmbedding(nn.Module):
             assert isinstance(layer, MultiScaleConvolution)
             layers.append(layer)
         return layers
+
+
+def check_channels(x: Float[Tensor, "b ..."], n_channels: int) -> None:
+    """Refuse series of other channels, which arithmetic might broadcast.
+
+    Raises:
+        ValueError: Another number of channels, or another number of axes than (batch, length,
+            channels).
+    """
+    if x.ndim != 3 or x.shape[2] != n_channels:
+        raise ValueError(
+            f"the series have shape {tuple(x.shape)}; this model reads (batch, length, "
+            f"{n_channels}): {n_channels} channels at each position"
+        )

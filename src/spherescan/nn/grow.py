@@ -1,6 +1,7 @@
 """Make a model deeper without changing what it computes, and keep parts of it as they are."""
 
-from collections.abc import Collection, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,9 +13,9 @@ INITS = ("identity", "rust_trainer")
 
 def insert_blocks(
     model: SequenceModel,
-    at: Sequence[int],
+    at: Iterable[int],
     *,
-    local_heads: Sequence[int] | None = None,
+    local_heads: Iterable[int] | None = None,
     init: str = "identity",
     generator: Generator | None = None,
 ) -> None:
@@ -38,15 +39,20 @@ def insert_blocks(
         generator: Source of the new weights.
 
     Raises:
-        ValueError: No position, one given twice or out of range, or an unknown init; the model is
-            then unchanged.
+        TypeError: Positions or local heads that are no whole numbers.
+        ValueError: No position, one given twice or out of range, a local head of a block that there
+            will not be, or an unknown init. The model is unchanged after any of these.
 
     References:
         Zhang, Dauphin, Ma, "Fixup Initialization", 2019, arXiv:1901.09321: residual branches that
         start at zero through their last weight train.
     """
+    at = _whole_numbers("at", at)
     depth = len(model.layers) + len(at)
     _check_positions(at, depth)
+    if local_heads is not None:
+        local_heads = _whole_numbers("local_heads", local_heads)
+        _check_heads(local_heads, depth)
     if init not in INITS:
         raise ValueError(f"unknown init {init!r}; choose from {', '.join(INITS)}")
     example = model.head.weight
@@ -54,12 +60,12 @@ def insert_blocks(
     blocks = dict(zip(kept, model.layers, strict=True))
     for index in sorted(at):
         blocks[index] = _new_block(model, init=init, generator=generator).to(example)
-    model.layers = nn.ModuleList(blocks[index] for index in range(depth))
 
     old_heads = {kept[int(key)]: head for key, head in model.local_heads.items()}
     wanted = sorted(old_heads) if local_heads is None else local_heads
-    assert all(0 <= index < depth for index in wanted)
-    model.local_heads = _placed_heads(model, old_heads, wanted, last=kept[-1], generator=generator)
+    heads = _placed_heads(model, old_heads, wanted, last=kept[-1], generator=generator)
+    model.layers = nn.ModuleList(blocks[index] for index in range(depth))
+    model.local_heads = heads
 
 
 def freeze(
@@ -100,6 +106,21 @@ def freeze(
         if set(range(lowest, index + 1)) <= set(blocks):
             model.local_heads[str(index)].requires_grad_(False)
         lowest = index + 1
+
+
+def _whole_numbers(name: str, numbers: Iterable[int]) -> list[int]:
+    try:
+        return [operator.index(number) for number in numbers]
+    except TypeError:
+        raise TypeError(f"{name} is {numbers!r}; give a list of whole numbers") from None
+
+
+def _check_heads(local_heads: Sequence[int], depth: int) -> None:
+    for index in local_heads:
+        if not 0 <= index < depth:
+            raise ValueError(
+                f"a local head of block {index} is wanted; the grown model has 0..{depth - 1}"
+            )
 
 
 def _check_positions(at: Sequence[int], depth: int) -> None:

@@ -114,7 +114,7 @@ class Mamba(nn.Module):
             # Of S4D: B of ones, C of normal numbers.
             self.B = nn.Parameter(torch.ones(d_state))
             self.C = nn.Parameter(torch.empty(d_state).normal_(generator=generator))
-        n = torch.arange(1, d_state + 1, dtype=torch.float32)
+        n = torch.arange(1, d_state + 1, dtype=torch.get_default_dtype())
         self.A_log = nn.Parameter(torch.log(n).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = linear_layer(self.d_inner, d_model, generator=generator)

@@ -247,7 +247,8 @@ class SequenceModel(nn.Module):
 
         Args:
             inputs: Token ids, or series.
-            mask: True on real positions, which come first in each row.
+            mask: True on real positions, which come first in each row. What is in the others, NaN
+                of series included, does not reach the real ones.
             reset: True where a new document starts.
         """
         blocks = range(len(self.layers))
@@ -289,7 +290,12 @@ class SequenceModel(nn.Module):
         mask: Bool[Tensor, "b l"] | None = None,
         reset: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b *l k"]:
-        """Return the cosine with every prototype."""
+        """Return the cosine with every prototype.
+
+        Raises:
+            ValueError: Series of another number of channels, or, with pooling, a sequence without a
+                real position.
+        """
         cosines: Tensor = self.head(self.embed(inputs, mask=mask, reset=reset))
         return cosines
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherescan.nn.separation import separation_bound
+from spherescan.nn.separation import check_sizes, separation_bound
 
 SEED = 0  # of the placements that nobody passed a generator for
 
@@ -24,6 +24,9 @@ OVERHEAD = 12
 WORK = 100e9  # 10 to 20 seconds where k is large
 MOST_EVALUATIONS = 2700  # 1 second at k = 100; another restart gains less than 0.001 there
 FEWEST_EVALUATIONS = 24  # at (5000, 64): random 0.58, after 24 evaluations 0.29, after 48 0.26
+# An hour where d is large, three where it is 3, on one core at the speeds above. Vocabularies still
+# pass: (50000, 256) is 1.6e13. Whoever can wait longer gains little over random points.
+MOST_WORK = 4e13
 BLOCK = 256  # rows of a Gram block: 0.5 MiB fits the cache; twice as fast as one piece at k = 5000
 
 # The first temperature sees all pairs; at 1024 only the closest, and the arrangement is settled.
@@ -87,7 +90,9 @@ def separated_prototypes(
         The points and their certificate.
 
     Raises:
-        ValueError: a count below 1, or more than two classes in one dimension.
+        TypeError: a count that is no whole number.
+        ValueError: a count below 1, more than two classes in one dimension, or so many that
+            placing them would take hours (``MOST_WORK``).
 
     References:
         Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514.
@@ -106,12 +111,26 @@ def separated_prototypes(
         ``k^2 d``: 40 to 60 seconds at (8192, 256). The Gram matrix is never held whole: memory is
         ``O(k d)``.
     """
+    check_sizes(n_classes, dim)
+    _check_work(n_classes, dim)
     bound = separation_bound(n_classes, dim)
     points = _closed_form(n_classes, dim)
     if points is None:
         generator = generator or torch.Generator().manual_seed(SEED)
         points = _optimised(n_classes, dim, bound=bound, generator=generator)
     return Placement(points, _largest_cosine(points), bound)
+
+
+def _check_work(n_classes: int, dim: int) -> None:
+    """Refuse what would seem to run without end; a closed form is only evaluated once."""
+    closed = n_classes <= 2 * dim or dim == 2
+    work = (1 if closed else FEWEST_EVALUATIONS) * n_classes * n_classes * (dim + OVERHEAD)
+    if work > MOST_WORK:
+        raise ValueError(
+            f"to separate {n_classes} points in {dim} dimensions takes {work:.1e} multiply-adds, "
+            f"{work / 3.6e13:.0f} hours or more on one core; the most is {MOST_WORK:.0e}. Draw "
+            'them at random, PrototypeHead(..., init="random"), or have fewer classes'
+        )
 
 
 def _closed_form(n_classes: int, dim: int) -> Float[Tensor, "k d"] | None:

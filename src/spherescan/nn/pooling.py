@@ -102,9 +102,15 @@ class Pooling(nn.Module):
     def forward(
         self, x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b p"]:
-        """Pool the real positions of each sequence; every sequence needs at least one."""
+        """Pool the real positions of each sequence.
+
+        Raises:
+            ValueError: A sequence without a real position; unchecked while torch compiles or
+                transforms the model.
+        """
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        _check_none_is_empty(mask)
         return torch.cat([self._pool(kind, x, mask) for kind in self.kinds], dim=1)
 
     def _pool(self, kind: str, x: Tensor, mask: Tensor) -> Tensor:
@@ -113,3 +119,15 @@ class Pooling(nn.Module):
             pooled: Tensor = self.attention(x, mask)
             return pooled
         return POOLINGS[kind](x, mask)
+
+
+def _check_none_is_empty(mask: Bool[Tensor, "b l"]) -> None:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return  # nothing may depend on values there; an empty sequence gives what it gives
+    real = mask.any(1)
+    if not bool(real.all()):
+        empty = real.logical_not().nonzero().flatten().tolist()
+        raise ValueError(
+            f"{len(empty)} of {len(mask)} sequences have no real position, the first is row "
+            f"{empty[0]}; leave them out, or keep at least one position of each"
+        )

@@ -36,6 +36,10 @@ class PrototypeHead(nn.Module):
     References:
         Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514.
 
+    Notes:
+        Lengths outside about 1e-12 to 1e19 are beyond float32: the square of a longer vector
+        overflows, and a shorter one is divided by 1e-12. Its cosines are then nearer to 0.
+
     Example:
         >>> import torch
         >>> head = PrototypeHead(3, 2)
@@ -57,7 +61,8 @@ class PrototypeHead(nn.Module):
         if n_classes < 1 or dim < 1:
             raise ValueError(f"got {n_classes} classes in {dim} dimensions; both must be >= 1")
         if init == "separated":
-            points = separated_prototypes(n_classes, dim, generator=generator).points.float()
+            placement = separated_prototypes(n_classes, dim, generator=generator)
+            points = placement.points.to(torch.get_default_dtype())
         elif init == "random":
             points = functional.normalize(torch.randn(n_classes, dim, generator=generator), dim=1)
         elif init == "rust_trainer":

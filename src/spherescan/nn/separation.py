@@ -1,6 +1,7 @@
 """How far apart points on a sphere can be at most."""
 
 import math
+import operator
 
 import numpy as np
 
@@ -20,6 +21,7 @@ def separation_bound(n_classes: int, dim: int) -> float:
         The bound, exact up to rounding (1e-12); -1.0 for one point.
 
     Raises:
+        TypeError: a count that is no whole number.
         ValueError: a count below 1, or more than two points in one dimension.
 
     References:
@@ -27,11 +29,7 @@ def separation_bound(n_classes: int, dim: int) -> float:
         Levenshtein, "Designs as maximum codes in polynomial metric spaces", 1992, and "Universal
         bounds for codes and designs", Handbook of Coding Theory, 1998 (the intervals and L_m).
     """
-    for name, value in (("n_classes", n_classes), ("dim", dim)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if dim == 1 and n_classes > 2:
-        raise ValueError(f"one dimension has two unit points, got n_classes={n_classes}; use dim=2")
+    check_sizes(n_classes, dim)
     if n_classes == 1:
         return -1.0
     if n_classes <= 2 * dim:
@@ -49,6 +47,26 @@ def separation_bound(n_classes: int, dim: int) -> float:
         else:
             high = middle
     return low
+
+
+def check_sizes(n_classes: int, dim: int) -> None:
+    """Refuse what no arrangement has.
+
+    Raises:
+        TypeError: a count that is no whole number.
+        ValueError: a count below 1, or more than two points in one dimension.
+    """
+    for name, value in (("n_classes", n_classes), ("dim", dim)):
+        try:
+            operator.index(value)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be a whole number, got {value!r}; pass int({name})"
+            ) from None
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if dim == 1 and n_classes > 2:
+        raise ValueError(f"one dimension has two unit points, got n_classes={n_classes}; use dim=2")
 
 
 def _design_size(dim: int, degree: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spherescan.nn.block import Block
-from spherescan.nn.embedding import SeriesEmbedding
+from spherescan.nn.embedding import SeriesEmbedding, check_channels
 from spherescan.nn.front_end import ConvolutionState
 from spherescan.nn.local_head import LocalHead
 from spherescan.nn.mamba import Mamba, MambaState
@@ -93,6 +93,8 @@ class StreamedModel:
 
     def __init__(self, model: SequenceModel) -> None:
         self._model = model
+        front = model.embedding
+        self._n_channels = len(front.mean) if isinstance(front, SeriesEmbedding) else None
         self._mixers = [_mixer(block) for block in model.layers]
         self._weights = list(model.state_dict(keep_vars=True).values())
         self._one: OnePosition | None = None
@@ -121,8 +123,15 @@ class StreamedModel:
         Args:
             state: What the positions before have left. It is not changed.
             inputs: Token ids, or series.
+
+        Raises:
+            ValueError: No position, or series of another number of channels.
         """
         model = self._model
+        if self._n_channels is not None:
+            check_channels(inputs, self._n_channels)
+        if inputs.shape[1] == 0:
+            raise ValueError("no position was given; a stream goes on by at least one")
         alone = inputs.shape[1] == 1
         if alone and (one := self._one_position(inputs)) is not None:
             normed, after, kept = one(inputs[:, 0], state.mixers, state.convolutions)

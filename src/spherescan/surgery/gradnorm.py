@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherescan.surgery.gram import check_floating
+
 
 class GradNorm:
     """Learn weights with which all objectives train at similar rates.
@@ -67,9 +69,11 @@ class GradNorm:
             norms: Length of each objective's gradient of the shared parameters, unweighted.
 
         Raises:
+            TypeError: Losses that are no floating-point numbers, whose type weights have.
             ValueError: Another number of objectives than before; a loss that is negative, or not
                 positive in the first call; a negative length; anything not finite.
         """
+        check_floating("losses", losses)
         values, lengths = _checked("losses", losses), _checked("norms", norms)
         if not self._first:
             if not min(values) > 0:

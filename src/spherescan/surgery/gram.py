@@ -33,6 +33,19 @@ class Rows(NamedTuple):
     cosines: list[list[float]]
 
 
+def check_floating(name: str, values: Tensor) -> None:
+    """Refuse integers, in whose type the fractions of a direction or of weights would be lost.
+
+    Raises:
+        TypeError: Anything but floating-point numbers.
+    """
+    if not values.is_floating_point():
+        raise TypeError(
+            f"{name} are {values.dtype}; surgery needs floating-point numbers: pass them through "
+            "float() first"
+        )
+
+
 def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
     """Compute all inner products of the gradients, in float64.
 
@@ -40,7 +53,11 @@ def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
 
     Args:
         jacobian: One gradient per objective.
+
+    Raises:
+        TypeError: Gradients that are no floating-point numbers.
     """
+    check_floating("gradients", jacobian)
     first, *others = torch.split(jacobian.detach(), _COLUMNS, dim=1)
     wide = first.double()
     gram = wide @ wide.T

@@ -68,6 +68,9 @@ class Merger:
 
         Returns:
             The merged gradients, and how they met; None when no parameter has both.
+
+        Raises:
+            ValueError: An aggregator that returns no gradient of these parameters.
         """
         merged = [a if b is None else b for a, b in zip(local, backprop, strict=True)]
         shared = [
@@ -86,6 +89,7 @@ class Merger:
             jacobian = jacobian * weights.to(jacobian)[:, None]
         scale = {"local_scale": local_scale} if self._scaled else {}
         direction = self._aggregate(jacobian, **scale)
+        _check_direction(self._aggregate, direction, jacobian)
         for index, part in zip(places, _unflattened(direction, first), strict=True):
             merged[index] = part
         return merged, Meeting(cosine, tuple(weights.tolist()))
@@ -107,6 +111,17 @@ class Merger:
         self._weigh.load_state_dict(state["weighting"])
         if isinstance(self._aggregate, GradVac):
             self._aggregate.load_state_dict(state["aggregator"])
+
+
+def _check_direction(aggregate: Callable[..., Tensor], direction: Tensor, jacobian: Tensor) -> None:
+    """Refuse what a function of the user returns, before parameters take it apart."""
+    wanted = jacobian.shape[1:]
+    if direction.shape != wanted or direction.dtype != jacobian.dtype:
+        raise ValueError(
+            f"the aggregator {aggregate!r} returned {direction.dtype} of shape "
+            f"{tuple(direction.shape)}; expected {jacobian.dtype} of shape {tuple(wanted)}: one "
+            "number for each parameter, in the type of the gradients"
+        )
 
 
 def _cosine(jacobian: Tensor, norms: list[float]) -> float:
