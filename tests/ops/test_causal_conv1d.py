@@ -95,7 +95,7 @@ def test_gradcheck(generator, activation):
         ({"bias": torch.zeros(4)}, "bias has shape"),
         ({"activation": "relu"}, "unknown activation 'relu'"),
         ({"state": torch.zeros(2, 3, 2)}, "state has shape"),
-        ({"reset": torch.zeros(2, 6, dtype=torch.bool)}, "reset is"),
+        ({"reset": torch.zeros(2, 6, dtype=torch.bool)}, "reset has shape"),
     ],
 )
 def test_a_wrong_argument_is_named(change, message):

@@ -550,7 +550,7 @@ def test_all_forms_take_the_same_types_and_give_the_same_types(
         ({"dt_proj": torch.zeros(71, 3)}, "dt_proj has shape"),
         ({"conv_state": torch.zeros(2, 70, 0)}, "conv_state has shape"),
         ({"ssm_state": torch.zeros(2, 70, 0)}, "ssm_state has shape"),
-        ({"reset": torch.zeros(2, 37)}, "reset has dtype"),
+        ({"reset": torch.zeros(2, 36, dtype=torch.bool)}, "reset has shape"),
         ({"projected": torch.zeros(2, 37, 71)}, "projected has 71 channels"),
     ],
 )

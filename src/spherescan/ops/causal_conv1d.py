@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native, reference
-from spherescan.ops.form import form_for, records_gradient
+from spherescan.ops.argument import expect, sizes
+from spherescan.ops.form import form_for, only_operators, records_gradient
 from spherescan.ops.native_conv import conv_operator, conv_step, step_operator
 
 
@@ -40,6 +41,7 @@ def causal_conv1d(
         The output, and the last k - 1 inputs (zero where a reset cut them off).
 
     Raises:
+        TypeError: Whole or complex numbers, or no tensor.
         ValueError: A shape that does not fit, or an unknown activation.
 
     Example:
@@ -49,12 +51,9 @@ def causal_conv1d(
         >>> y.flatten().tolist(), state.flatten().tolist()
         ([1.0, 12.0, 23.0], [3.0])
     """
-    batch, length, d_inner = x.shape
+    batch, length, d_inner = sizes("x", x, "batch, length, channels")
     state = _checked_state(batch, d_inner, weight, bias, activation, state, like=x)
-    if reset is not None and (reset.shape != (batch, length) or reset.dtype != torch.bool):
-        raise ValueError(
-            f"reset is {tuple(reset.shape)} {reset.dtype}; expected {(batch, length)} torch.bool"
-        )
+    expect("reset", reset, (batch, length), dtype=torch.bool)
     # Every form computes in the same type, float32 at least, under autocast too.
     dtype = _compute_dtype(x, weight, bias, state)
     weight, state_ = weight.to(dtype), state.to(dtype)
@@ -92,9 +91,10 @@ def causal_conv1d_step(
         The output and the new state.
 
     Raises:
+        TypeError: Whole or complex numbers, or no tensor.
         ValueError: A shape that does not fit, or an unknown activation.
     """
-    batch, d_inner = x.shape
+    batch, d_inner = sizes("x", x, "batch, channels")
     state = _checked_state(batch, d_inner, weight, bias, activation, state, like=x)
     dtype = _compute_dtype(x, weight, bias, state)
     weight, state_ = weight.to(dtype), state.to(dtype)
@@ -103,7 +103,7 @@ def causal_conv1d_step(
     if form_for(x, weight, bias) == "native" and not records_gradient(*tensors):
         values = x if x.dtype == torch.bfloat16 and dtype == torch.float32 else x.to(dtype)
         # Eager calls go straight to the kernel: an operator costs as much as the step itself.
-        step: Any = step_operator if torch.compiler.is_compiling() else conv_step
+        step: Any = step_operator if only_operators() else conv_step
         y, new = step(values, weight, bias, state_, activation == "silu", native.simd())
     else:
         y, new = reference.causal_conv1d_step(
@@ -182,17 +182,14 @@ def _checked_state(
     *,
     like: Tensor,
 ) -> Tensor:
-    if weight.shape[0] != d_inner or weight.shape[1] < 1:
+    channels, width = sizes("weight", weight, "channels, taps")
+    if channels != d_inner or width < 1:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; expected ({d_inner}, at least 1)"
         )
-    if bias is not None and bias.shape != (d_inner,):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({d_inner},)")
+    expect("bias", bias, (d_inner,))
     if activation not in {"silu", None}:
         raise ValueError(f"unknown activation {activation!r}; choose silu or None")
-    shape = (batch, d_inner, weight.shape[1] - 1)
-    if state is None:
-        return like.new_zeros(shape)
-    if tuple(state.shape) != shape:
-        raise ValueError(f"state has shape {tuple(state.shape)}; expected {shape}")
-    return state
+    shape = (batch, d_inner, width - 1)
+    expect("state", state, shape)
+    return like.new_zeros(shape) if state is None else state

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native
+from spherescan.ops.argument import expect, sizes
 from spherescan.ops.causal_conv1d import causal_conv1d, conv_tail
 from spherescan.ops.form import form_for, records_gradient
 from spherescan.ops.linear import add_input_gradient, input_gradient, product, weight_gradient
 from spherescan.ops.native_conv import ConvInputs, conv_backward, conv_forward
 from spherescan.ops.native_scan import ScanInputs, scan_backward, scan_forward
 from spherescan.ops.operator import operator
-from spherescan.ops.selective_scan import expect, selective_scan
+from spherescan.ops.selective_scan import selective_scan
 
 
 def mamba_inner(
@@ -63,18 +64,14 @@ def mamba_inner(
         The gated output, and the two states after the last position.
 
     Raises:
+        TypeError: Whole or complex numbers, or no tensor.
         ValueError: A shape that does not fit.
     """
-    d_inner = D.shape[0]
     _check_shapes(projected, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D)
-    for name, state, width in (
-        ("conv_state", conv_state, conv_weight.shape[1] - 1),
-        ("ssm_state", ssm_state, A.shape[1]),
-    ):
-        if state is not None:
-            expect(name, state, (projected.shape[0], d_inner, width))
-    if reset is not None:
-        expect("reset", reset, tuple(projected.shape[:2]), dtype=torch.bool)
+    (batch, length, _), (d_inner, d_state) = projected.shape, A.shape
+    expect("conv_state", conv_state, (batch, d_inner, conv_weight.shape[1] - 1))
+    expect("ssm_state", ssm_state, (batch, d_inner, d_state))
+    expect("reset", reset, (batch, length), dtype=torch.bool)
     parameters = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D)
     values = _autocast(projected)
     states = (conv_state, ssm_state)
@@ -87,7 +84,7 @@ def mamba_inner(
     keep = records_gradient(values, *parameters, *states)
     compute = native.compute_dtype(values.dtype)
     carried = [None if t is None or t.numel() == 0 else t.to(compute) for t in states]
-    level = native.simd_for(d_inner, A.shape[1], values.dtype)
+    level = native.simd_for(d_inner, d_state, values.dtype)
     y, final_state, *_ = _operator(values, *parameters, *carried, reset, level, keep)
     x = values[..., :d_inner]
     if conv_state is None:
@@ -105,13 +102,16 @@ def _check_shapes(
     A: Tensor,
     D: Tensor,
 ) -> None:
-    d_inner, d_state, rank = D.shape[0], A.shape[-1], dt_proj.shape[-1]
-    if projected.shape[-1] not in {d_inner, 2 * d_inner}:
+    _, _, channels = sizes("projected", projected, "batch, length, channels")
+    (d_inner,) = sizes("D", D, "channels")
+    _, d_state = sizes("A", A, "channels, states")
+    _, rank = sizes("dt_proj", dt_proj, "channels, rank")
+    _, width = sizes("conv_weight", conv_weight, "channels, taps")
+    if channels not in {d_inner, 2 * d_inner}:
         raise ValueError(
-            f"projected has {projected.shape[-1]} channels; expected {d_inner}, or "
-            f"{2 * d_inner} with a gate"
+            f"projected has {channels} channels; expected {d_inner}, or {2 * d_inner} with a gate"
         )
-    expect("conv_weight", conv_weight, (d_inner, conv_weight.shape[-1]))
+    expect("conv_weight", conv_weight, (d_inner, width))
     expect("conv_bias", conv_bias, (d_inner,))
     expect("x_proj", x_proj, (rank + 2 * d_state, d_inner))
     expect("dt_proj", dt_proj, (d_inner, rank))

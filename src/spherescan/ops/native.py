@@ -248,10 +248,7 @@ def chunk() -> int:
 
 def supports(*tensors: Tensor | None) -> bool:
     """Return whether the kernels can compute with these: on the CPU, of a known type, not empty."""
-    return all(
-        t is None or (t.device.type == "cpu" and t.dtype in _TYPES and t.numel() > 0)
-        for t in tensors
-    )
+    return all(t is None or (t.is_cpu and t.dtype in _TYPES and t.numel() > 0) for t in tensors)
 
 
 def call(name: str, arguments: Structure) -> None:

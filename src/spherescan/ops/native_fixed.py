@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherescan.ops import native
-from spherescan.ops.form import form_for, records_gradient
+from spherescan.ops.form import form_for, only_operators, records_gradient
 
 _KERNELS, _IN_GROUP, _TAPS = 84, 8, 9
 
@@ -17,9 +17,10 @@ _KERNELS, _IN_GROUP, _TAPS = 84, 8, 9
 def has_kernel(x: Tensor, parameters: Tensor) -> bool:
     """Return whether the kernels describe these series, as the form of the ops says.
 
-    They are no operators of torch: what is compiled or needs a gradient takes the torch form.
+    They are no operators of torch: what is compiled, transformed or needs a gradient takes the
+    torch form.
     """
-    if torch.compiler.is_compiling() or records_gradient(x, parameters):
+    if only_operators() or records_gradient(x, parameters):
         return False
     both_float32 = x.dtype == parameters.dtype == torch.float32
     return both_float32 and form_for(x, parameters) == "native"

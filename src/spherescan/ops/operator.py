@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _NAMESPACE = "spherescan"
 _LIBRARY: Any = torch.library.Library(_NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -26,19 +27,28 @@ def operator(
     Args:
         name: Its name in the namespace of this package.
         schema: Arguments and results, as torch writes them.
-        run: What it computes; called with the arguments in order.
+        run: What it computes; called with the arguments in order, never in forward mode.
         shapes: The same for tensors without values: returns empty tensors like the results.
         gradients: Backward pass, as `torch.library.register_autograd` takes it; when missing, the
             results have no gradient, and asking for one is an error.
         remember: What that pass needs, kept as `setup_context` of the same.
     """
     full_name = f"{_NAMESPACE}::{name}"
+    way_out = "set SPHERESCAN_OPS=torch before the model is called, compiled or exported"
 
     def refuse(*_: Any) -> None:
-        raise RuntimeError(f"{full_name} has no gradient of its own")
+        raise RuntimeError(f"{full_name} has no gradient of its own; {way_out}")
+
+    def run_without_tangents(*arguments: Any) -> Any:
+        # Ops take their torch form by themselves; an exported program cannot, nor the backward
+        # pass of what was computed before. Without a tangent of its own a result would count as
+        # constant.
+        if forward_ad._current_level >= 0:
+            raise RuntimeError(f"{full_name} has no forward-mode derivative; {way_out}")
+        return run(*arguments)
 
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, run_without_tangents, "CompositeExplicitAutograd")
     torch.library.register_fake(full_name, shapes, lib=_LIBRARY)
     torch.library.register_autograd(
         full_name, gradients or refuse, setup_context=remember, lib=_LIBRARY

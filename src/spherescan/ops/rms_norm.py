@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native, reference
+from spherescan.ops.argument import expect, expect_numbers
 from spherescan.ops.form import form_for
 from spherescan.ops.native_norm import norm_operator
 
@@ -37,6 +38,7 @@ def add_rms_norm(
         The norm, and the sum.
 
     Raises:
+        TypeError: Whole or complex numbers, or no tensor.
         ValueError: A shape that does not fit.
 
     References:
@@ -49,10 +51,9 @@ def add_rms_norm(
         >>> total.tolist(), [round(value, 3) for value in normed[0].tolist()]
         ([[4.0, 2.0]], [1.265, 0.632])
     """
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected {tuple(x.shape[-1:])}")
-    if update is not None and update.shape != x.shape:
-        raise ValueError(f"update has shape {tuple(update.shape)}; expected {tuple(x.shape)}")
+    expect_numbers("x", x)
+    expect("weight", weight, x.shape[-1:])
+    expect("update", update, x.shape)
     dtype = dtype or x.dtype
     form = form_for(x, update, weight)
     if form == "reference":

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.ops import native, reference
-from spherescan.ops.form import form_for, records_gradient
+from spherescan.ops.argument import expect, sizes
+from spherescan.ops.form import form_for, only_operators, records_gradient
 from spherescan.ops.native_scan import scan_operator, scan_step, step_operator
 
 
@@ -54,7 +55,8 @@ def selective_scan(
         The output, and the state after the last position.
 
     Raises:
-        ValueError: A shape or dtype that does not fit.
+        TypeError: Whole or complex numbers, or no tensor.
+        ValueError: A shape that does not fit.
 
     References:
         Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
@@ -67,8 +69,8 @@ def selective_scan(
         >>> y.flatten().tolist(), state.item()
         ([1.0, 2.0, 3.0], 3.0)
     """
-    batch, length, d_inner = u.shape
-    d_state = A.shape[-1]
+    batch, length, d_inner = sizes("u", u, "batch, length, channels")
+    _, d_state = sizes("A", A, "channels, states")
     expect("delta", delta, (batch, length, d_inner))
     expect("A", A, (d_inner, d_state))
     expect("B", B, (batch, length, d_state))
@@ -130,10 +132,11 @@ def selective_scan_step(
         The output and the new state.
 
     Raises:
+        TypeError: Whole or complex numbers, or no tensor.
         ValueError: A shape that does not fit.
     """
-    batch, d_inner = u.shape
-    d_state = A.shape[-1]
+    batch, d_inner = sizes("u", u, "batch, channels")
+    _, d_state = sizes("A", A, "channels, states")
     expect("delta", delta, (batch, d_inner))
     expect("A", A, (d_inner, d_state))
     expect("B", B, (batch, d_state))
@@ -146,7 +149,7 @@ def selective_scan_step(
     if form_for(*tensors) == "native" and not records_gradient(*tensors):
         inputs = _in_matching_types(*tensors)
         # Eager calls go straight to the kernel: an operator costs as much as the step itself.
-        step: Any = step_operator if torch.compiler.is_compiling() else scan_step
+        step: Any = step_operator if only_operators() else scan_step
         y, state = step(*inputs, delta_softplus, native.simd())
         return y.to(u.dtype), state
     y, state = reference.selective_scan_step(
@@ -243,15 +246,3 @@ def _state_dtype(*inputs: Tensor | None) -> torch.dtype:
     """Return float64 if any input is, else float32: bfloat16 states drift within tens of steps."""
     double = any(x is not None and x.dtype == torch.float64 for x in inputs)
     return torch.float64 if double else torch.float32
-
-
-def expect(
-    name: str, value: Tensor | None, shape: tuple[int, ...], *, dtype: torch.dtype | None = None
-) -> None:
-    """Raise a ValueError unless an argument is missing or has the shape and the type."""
-    if value is None:
-        return
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}")
-    if dtype is not None and value.dtype != dtype:
-        raise ValueError(f"{name} has dtype {value.dtype}; expected {dtype}")
