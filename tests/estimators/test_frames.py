@@ -45,7 +45,7 @@ def test_columns_of_frames_are_those_of_the_fit_in_their_order(fitted, frames, t
 def test_frames_that_hold_something_else_are_told_what_to_do(fitted, frames):
     X, y = frames
     with pytest.raises(ValueError, match=r"X\[0\] has the column 'time', which holds no numbers"):
-        fitted.predict([X[0].assign(time="noon")])
+        classifier().fit([frame.assign(time="noon") for frame in X], y)
     nested = pd.DataFrame({"readings": [list(frame["heat"]) for frame in X]})
     with pytest.raises(ValueError, match="give its column 'readings' as a list"):
         classifier().fit(nested, y)
@@ -59,6 +59,52 @@ def test_frames_that_hold_something_else_are_told_what_to_do(fitted, frames):
     table = classifier().fit(np.stack([frame["heat"] for frame in X]), y)
     with pytest.raises(ValueError, match=r"expecting 30 features as input\..* as a list"):
         table.predict(np.zeros((2, 20)))
+
+
+WHEN = pd.date_range("2020", periods=30)
+TIMES = {
+    "times": WHEN,
+    "times of a zone": WHEN.tz_localize("UTC"),
+    "lengths of time": WHEN - WHEN[0],
+    "periods": WHEN.to_period("D"),
+    "NaT": [pd.NaT] * 30,
+}
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+@pytest.mark.parametrize("missing", ["refuse", "mask"])
+def test_a_column_of_times_is_to_be_left_out(frames, times, missing):
+    X, y = frames
+    made = classifier(missing=missing)
+    wanted = "has the column 'time', which holds no numbers .*; leave it out$"
+    nullable = [frame.convert_dtypes().mask(frame > 1) for frame in X]
+    for several in (X, nullable, [frame[[]] for frame in X]):
+        with pytest.raises(ValueError, match=r"^X\[0\] " + wanted):
+            made.fit([frame.assign(time=times) for frame in several], y)
+    wide = pd.DataFrame(np.stack([frame["heat"] for frame in X])).add_prefix("at_")
+    for table in (wide, wide[[]], wide.convert_dtypes().mask(wide > 1)):
+        with pytest.raises(ValueError, match="^X " + wanted):
+            made.fit(table.assign(time=times[:20]), y)
+
+
+def test_columns_of_complex_numbers_are_named(frames):
+    X, y = frames
+    for values in ([frame.assign(wave=1j) for frame in X], X[0].assign(wave=1j)):
+        with pytest.raises(ValueError, match=r"column 'wave', .* \(it is of type complex128\)"):
+            classifier().fit(values, y)
+
+
+@pytest.mark.parametrize("settings", [{}, {"missing": "mask"}, {"vocab_size": 3}])
+def test_groups_are_told_what_to_do(frames, settings):
+    X, y = frames
+    table = pd.concat([frame.assign(case=case) for case, frame in enumerate(X)])
+    groups = table.groupby("case")
+    for values in (groups, groups["heat"], list(groups)):
+        with pytest.raises(ValueError, match=r"a list of the frames alone, .*\[frame\.drop\(colum"):
+            classifier(**settings).fit(values, y)
+    alone = [frame.drop(columns="case") for _, frame in groups]
+    expected = classifier().fit(X, y).decision_function(X)
+    np.testing.assert_array_equal(classifier().fit(alone, y).decision_function(X), expected)
 
 
 def test_a_column_without_ndim_is_a_list_of_series(frames):

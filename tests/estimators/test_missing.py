@@ -1,6 +1,7 @@
 """Values that are missing: refused unless one says that they may be."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -78,6 +79,42 @@ def test_every_form_of_holes_gives_the_same_answers(form):
     assert np.array_equal(made.decision_function(forms[form]), again.decision_function(gaps))
     test = waves(seed=5)
     assert made.score(holes(test[0], seed=6), test[1]) > 0.9
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+@pytest.mark.parametrize("unit", ["Float64", "Int64"])
+def test_the_na_of_pandas_is_nan(kind, unit):
+    X, y = waves()
+    X = (100 * X).round()
+    gone = np.isnan(holes(X))
+    gaps = np.where(gone, np.nan, X)
+    frames = [pd.DataFrame(series.T).astype(unit) for series in gaps]
+    assert frames[0].iloc[int(gone[0, 0].argmax()), 0] is pd.NA
+    table = pd.DataFrame(gaps[:, 0]).astype(unit)
+    some = np.where(gone, pd.NA, X.astype(object))
+    made = kind(**QUICK, missing="mask")
+    for expected, forms in (
+        (gaps, [frames, some, list(some), [list(map(list, series)) for series in some]]),
+        (gaps[:, 0], [table, table.astype(object), [frame[0] for frame in frames], some[:, 0]]),
+    ):
+        answers = made.fit(expected, y).transform(expected)
+        for form in forms:
+            assert np.array_equal(made.fit(form, y).transform(form), answers)
+            with pytest.raises(ValueError, match=r"^series 0 of X has NaN in channel 0 at"):
+                kind(**QUICK).fit(form, y)
+    named = table.astype(object).add_prefix("at_")
+    names = made.fit(named, y).feature_names_in_
+    assert list(names) == list(named.columns)
+
+
+def test_a_flag_that_is_missing_is_nan():
+    X, y = waves()
+    up = pd.array([True, False, None, True] * 10, dtype="boolean")
+    frames = [pd.DataFrame({"wave": series[0], "up": up}) for series in X]
+    numbers = [frame.astype(float) for frame in frames]
+    made = SequenceClassifier(**QUICK, missing="mask")
+    expected = made.fit(numbers, y).transform(numbers)
+    assert np.array_equal(made.fit(frames, y).transform(frames), expected)
 
 
 def test_without_holes_it_is_as_if_none_could_be():

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.model_selection import cross_val_predict
@@ -181,6 +182,10 @@ def test_settings_that_are_wrong_are_refused(settings, error, reason):
         (np.ones((3, 2)), "1d array"),
         (["a", "b", "c"], "could not convert|strings"),
         (np.ma.masked_equal([1.0, 2.0, 3.0], 2.0), "masked values"),
+        ([1.0, 2.0, None], "NaN"),
+        (pd.Series([1, 2, None], dtype="Int64"), "NaN"),
+        (np.array([1.0, 2.0, pd.NA], dtype=object), "NaN"),
+        (["a", "b", "c"], "^y: could not convert .*'a'; give a number for each series"),
         ([-1e308, 0.0, 1e308], "too large; rescale"),
         ([1e308, 1e308, 1e308], "too large; rescale"),
         ([1e16, 1e16, 1e16 + 2], "barely tell apart"),
@@ -193,3 +198,29 @@ def test_values_that_are_wrong_are_refused(y, reason):
     with pytest.raises(ValueError, match="at least two"):
         regressor.fit(waves(1)[0], [1.0])
     assert not regressor.__sklearn_is_fitted__()
+
+
+TIMES = np.array(["2020-01-01", "2020-01-02", "NaT"], dtype="datetime64[s]")
+
+
+@pytest.mark.parametrize(
+    ("y", "reason"),
+    [
+        (TIMES, r"of type datetime64\[s\], which .*: \(y - start\) / np\.timedelta64\(1, 's'\)"),
+        (TIMES - TIMES[0], r"of type timedelta64\[s\], .*: y / np\.timedelta64\(1, 's'\)"),
+        (pd.Series(TIMES), r"of type datetime64\[s\]"),
+        (list(TIMES), r"of type datetime64\[s\]"),
+        (pd.Series(TIMES).dt.tz_localize("UTC"), "^y: .* not 'Timestamp'; give a number for each"),
+        (pd.Series(TIMES).dt.to_period("D"), "^y: .* not 'Period'; give a number for each series"),
+    ],
+)
+def test_times_are_no_values(fitted, y, reason):
+    for learn in (SequenceRegressor().fit, fitted.partial_fit, fitted.calibrate):
+        with pytest.raises(TypeError, match=reason):
+            learn(waves(3)[0], y)
+
+
+def test_the_largest_values_are_refused_without_a_warning():
+    y = [-1.7e308, 1.7e308] * 8
+    with pytest.raises(ValueError, match="which is too large; rescale it"):
+        SequenceRegressor().fit(waves(16)[0], y)

@@ -176,7 +176,7 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
 
         Raises:
             ValueError: X or y that scikit-learn would refuse, a single class, or too few features.
-            TypeError: A setting of another type.
+            TypeError: A setting of another type, or X of times.
         """
         with self._all_or_nothing(anew=True):
             return self._fit(X, y)

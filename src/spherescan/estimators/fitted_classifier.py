@@ -74,10 +74,10 @@ class Calibration:
 class FittedClassifier:
     """What fitting found.
 
-    `classes` are the labels. `left_out` are the cosines of training series, `target` their classes, and `described` their
-    features; none where they were not saved. The a classes that were added come last. `familiarity`
-    says how much a series is like those of training. `calibration` is of series that fitting did
-    not see; none before `calibrate`.
+    `classes` are the labels, those of the a classes that were added last. `left_out` are the
+    cosines of training series, `target` their classes, and `described` their features; none where
+    they were not saved. `familiarity` says how much a series is like those of training.
+    `calibration` is of series that fitting did not see; none before `calibrate`.
     """
 
     classes: NDArray[Any]

@@ -179,7 +179,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         Raises:
             ValueError: X or y that scikit-learn would refuse, a single series, values too large or
                 too near each other, too few features, or a setting outside its range.
-            TypeError: A setting of another type.
+            TypeError: A setting of another type, or X or y of times.
         """
         with self._all_or_nothing(anew=True):
             return self._fit(X, y)
@@ -213,7 +213,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
 
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return the value of each series, of shape (n_cases,)."""
-        return self._values(X).numpy()
+        return self._values(self._found(), X).numpy()
 
     def calibrate(self, X: Any, y: Any) -> "SequenceRegressor":
         """Take the width of `predict_interval` from series `fit` did not see.
@@ -230,9 +230,10 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         Raises:
             ValueError: X or y that `score` would refuse.
         """
-        predicted = self._values(X)
+        fitted = self._found()
+        predicted = self._values(fitted, X)
         found = torch.stack([predicted, checked_values(predicted, y)])
-        self._fitted = replace(self._fitted, calibration=found)
+        self._fitted = replace(fitted, calibration=found)
         return self
 
     def predict_interval(self, X: Any, *, coverage: float = 0.9) -> NDArray[np.float64]:
@@ -252,21 +253,21 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         Raises:
             ValueError: A coverage outside 0..1, or one that so few series cannot tell.
         """
-        check_is_fitted(self)
-        predicted, target = self._fitted.judged
+        fitted = self._found()
+        predicted, target = fitted.judged
         half = fit_half_width(predicted, target, coverage=coverage)
         if math.isinf(half):
             raise ValueError(
                 f"{len(target)} series cannot tell a coverage of {coverage}; ask for at most "
                 f"{_rounded_down(len(target))}"
             )
-        return intervals(self._values(X), half).numpy()
+        return intervals(self._values(fitted, X), half).numpy()
 
     def transform(self, X: Any) -> NDArray[np.float64]:
         """Return where on the half circle each series lies: unit rows of shape (n_cases, 2)."""
-        check_is_fitted(self)
-        parts = described_in_parts(self, self._fitted.features, X)
-        heights = torch.cat([self._fitted.heights(rows) for rows in parts])
+        fitted = self._found()
+        parts = described_in_parts(self, fitted.features, X)
+        heights = torch.cat([fitted.heights(rows) for rows in parts])
         return seen_from_below(heights[:, None]).numpy()
 
     def stream(self) -> SeriesStream[NumberAnswer]:
@@ -275,8 +276,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         Raises:
             ValueError: A regressor that needs the whole series.
         """
-        check_is_fitted(self)
-        return SeriesStream(self._fitted.features, self._fitted.answer)
+        fitted = self._found()
+        return SeriesStream(fitted.features, fitted.answer)
 
     def report(self, path: str | Path, X: Any = None, y: Any = None) -> Path:
         """Write one HTML page: predicted and true values, intervals, the sphere.
@@ -295,9 +296,8 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
                 installed.
             StorageError: The disk refused.
         """
-        check_is_fitted(self)
+        fitted = self._found()
         place = page_path(path)
-        fitted = self._fitted
         clock = Clock()
         source = f"{len(fitted.target)} training series, each left out"
         predicted, target = fitted.left_out, fitted.target
@@ -339,8 +339,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
             StorageError: The disk refused.
             ValueError: A setting that `fit` refuses; TypeError: one that is no number.
         """
-        check_is_fitted(self)
-        fitted = self._fitted
+        fitted = self._found()
         saved = SavedRegressor(
             **SavedRegressor.common(self, fitted.features, len(fitted.target)),
             margin=_margin_of(self.margin),
@@ -415,10 +414,14 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
         )
         return self
 
-    def _values(self, X: Any) -> Float[Tensor, " n"]:
+    def _found(self) -> _Fitted:
+        """Return what fitting found; a call asks once, as another thread may learn meanwhile."""
         check_is_fitted(self)
-        parts = described_in_parts(self, self._fitted.features, X)
-        return torch.cat([self._fitted.values(rows) for rows in parts])
+        return self._fitted
+
+    def _values(self, fitted: _Fitted, X: Any) -> Float[Tensor, " n"]:
+        parts = described_in_parts(self, fitted.features, X)
+        return torch.cat([fitted.values(rows) for rows in parts])
 
 
 def _expect_sound(tensors: Mapping[str, Tensor], n_features: int, *, largest: float) -> None:

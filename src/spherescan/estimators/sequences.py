@@ -29,10 +29,17 @@ from spherescan.allocator import memory_bytes
 from spherescan.estimators.clock import Clock
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.frames import (
+    as_floats,
     expect_channel_names,
+    expect_no_times,
     expect_one_table,
+    expect_real,
+    expect_ungrouped,
     is_frame,
+    is_na,
+    table_without_na,
     values_of,
+    without_na,
 )
 from spherescan.estimators.settings import (
     expect_vocabulary_of_fit,
@@ -52,6 +59,10 @@ _ENOUGH = 100_000
 # That fitting takes for each series and each of `n_features`: as many of differences or of other
 # lengths come on top, and there are copies.
 _FEATURE_BYTES = 24
+# Labels that may be NaN, or NaT.
+_MAY_BE_NAN = (float, np.floating, np.datetime64, np.timedelta64)
+# What NumPy begins to say of a text or another object that is no number.
+_NO_NUMBER = ("could not convert", "float() argument must be")
 
 
 class Padded(NamedTuple):
@@ -77,10 +88,11 @@ def padded(estimator: BaseEstimator, X: Any, *, reset: bool) -> Padded:
         ValueError: Something that is no finite number, nothing at all, or not what was remembered.
         TypeError: A sparse matrix, or values of a type that is no number.
     """
+    expect_ungrouped(X)
     if estimator.vocab_size is not None:
         return _padded_tokens(estimator, X, reset=reset)
     masked = _may_miss(estimator)
-    with _texts_named(X):
+    with _strange_named(X):
         series = _series(estimator, X, reset=reset, masked=masked)
     n_channels = series[0].shape[0]
     if reset:
@@ -149,18 +161,19 @@ def _warn_of_far(series: list[NDArray[np.float64]]) -> None:
 
 
 @contextmanager
-def _texts_named(X: Any) -> Iterator[None]:
-    """Name the series that holds a text which is no number: NumPy tells the text alone."""
+def _strange_named(X: Any) -> Iterator[None]:
+    """Name the series that holds something which is no number: NumPy tells that alone."""
     try:
         yield
-    except ValueError as error:
-        if not str(error).startswith("could not convert"):
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith(_NO_NUMBER):
             raise
         for index, values in enumerate(X if isinstance(X, list | tuple) else np.atleast_1d(X)):
             try:
-                np.asarray(values, dtype=np.float64)
-            except ValueError as strange:
-                raise ValueError(f"series {index} of X: {strange}; it has to be a number") from None
+                as_floats(values)
+            except (TypeError, ValueError) as strange:
+                named = f"series {index} of X: {strange}; it has to be a number"
+                raise type(strange)(named) from None
         raise
 
 
@@ -243,22 +256,39 @@ def _series(
     listed = given if isinstance(given, list | tuple) else ()
     expect_channel_names(estimator, listed, reset=reset)
     series = _ragged(given)
+    return _of_one_array(estimator, given, reset=reset) if series is None else series
+
+
+def _of_one_array(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
+    """Return the series of an array or a table of all of them."""
+    given = table_without_na(X) if is_frame(X) else _plain(X, name="X")
     axes = getattr(given, "ndim", 2)
-    if series is None and axes > 3:
+    if axes > 3:
         raise ValueError(
             f"X has {axes} axes; an array of series has the shape (n_cases, n_channels, "
             "n_timepoints) or (n_cases, n_timepoints)"
         )
-    if series is None and axes != 3:
+    if axes != 3:
         return _rows(estimator, given, reset=reset)
-    if series is None:
-        array = check_array(
-            given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=False
-        )
-        if 0 in array.shape:
-            raise ValueError(f"X has the shape {array.shape}; every series needs a value")
-        series = list(array)
-    return series
+    array = check_array(
+        given, dtype=np.float64, allow_nd=True, estimator=estimator, ensure_all_finite=False
+    )
+    if 0 in array.shape:
+        raise ValueError(f"X has the shape {array.shape}; every series needs a value")
+    return list(array)
+
+
+def _plain(values: Any, *, name: str) -> Any:
+    """Return values as they are, or an array of objects that has NaN for each NA of pandas.
+
+    Raises:
+        ValueError: Complex numbers.
+        TypeError: Times.
+    """
+    array = np.asarray(values)
+    expect_real(array.dtype, name=name)
+    expect_no_times(array.dtype, name=name)
+    return without_na(array) if array.dtype == object and array.ndim else values
 
 
 def _rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> list[NDArray[np.float64]]:
@@ -377,17 +407,52 @@ def checked_labels(series: Tensor, y: Any) -> NDArray[Any]:
     """Check that y has a label for each series, and return them as an array.
 
     Raises:
-        ValueError: It is missing, of another length, no class labels, or holds a NaN.
+        ValueError: It is missing, of another length, no class labels, holds a NaN or the like, or
+            labels of several types.
     """
     if y is None:
         raise ValueError("it requires y to be passed, but the target y is None")
     if np.ma.is_masked(y):
         raise ValueError("y has masked labels; leave these series out")
+    expect_real(np.asarray(y).dtype, name="y")
     labels = column_or_1d(y, warn=True)
-    assert_all_finite(labels, input_name="y")
     check_consistent_length(series, labels)
+    _expect_labels(y, labels)
+    assert_all_finite(labels, input_name="y")
     check_classification_targets(labels)
     return labels
+
+
+def _expect_labels(given: Any, labels: NDArray[Any]) -> None:
+    """Check labels by what they were before NumPy made an array of them.
+
+    Raises:
+        ValueError: One is missing, they are of several types, or objects that are no texts.
+    """
+    # NumPy makes texts of whatever comes with texts, NaN too.
+    objects = labels.dtype.kind in "OSU"
+    cells = np.ravel(np.asarray(given, dtype=object)) if objects else labels
+    missing = [
+        index
+        for index, cell in enumerate(cells)
+        if cell is None or is_na(cell) or (isinstance(cell, _MAY_BE_NAN) and np.isnan(cell))
+    ]
+    if missing:
+        raise ValueError(
+            f"y has missing labels (NaN, None or NA), the first for series {missing[0]}; leave "
+            "these series out"
+        )
+    kinds = {str if isinstance(cell, str) else type(cell) for cell in cells}
+    names = " and ".join(sorted(kind.__name__ for kind in kinds))
+    if len(kinds) > 1:
+        raise ValueError(
+            f"Unknown label type: y has labels of several types, {names}; make them one"
+        )
+    if labels.dtype == object and kinds != {str}:
+        raise ValueError(
+            f"Unknown label type: y is of type object and holds {names}; make the labels whole "
+            "numbers or texts, by astype(int) or astype(str)"
+        )
 
 
 def labels_like(classes: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
@@ -432,14 +497,21 @@ def checked_values(series: Tensor, y: Any) -> Float[Tensor, " n"]:
 
     Raises:
         ValueError: It is missing, of another length, of more than one column, or not finite.
+        TypeError: It has times, or other objects that are no numbers.
     """
     if y is None:
         raise ValueError("it requires y to be passed, but the target y is None")
     if np.ma.is_masked(y):
         raise ValueError("y has masked values; leave these series out")
-    values = column_or_1d(
-        check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), warn=True
-    )
+    given = _plain(y, name="y")
+    try:
+        with np.errstate(invalid="ignore"):  # of the sum that scikit-learn looks for NaN by
+            array = check_array(given, dtype=np.float64, ensure_2d=False, input_name="y")
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith(_NO_NUMBER):
+            raise
+        raise type(error)(f"y: {error}; give a number for each series") from None
+    values = column_or_1d(array, warn=True)
     check_consistent_length(series, values)
     return torch.from_numpy(values.copy())
 
@@ -603,7 +675,7 @@ def _one(index: int, values: Any) -> NDArray[np.float64]:
             "or (n_timepoints,)"
         )
     array = check_array(
-        values,
+        _plain(values, name=f"X[{index}]"),
         dtype=np.float64,
         ensure_2d=False,
         ensure_min_samples=0,
