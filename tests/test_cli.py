@@ -22,6 +22,7 @@ from spherescan.estimators import SequenceClassifier
 from spherescan.inference import Predictor
 from spherescan.ops import native
 from spherescan.runs import read_checkpoint, read_metrics, write_checkpoint
+from spherescan.strict_json import parse_json
 from spherescan.train import resume
 from tests.train.test_training import TINY, write_series
 
@@ -459,6 +460,66 @@ def test_predict_prints_a_class_per_sequence(run, capsys):
     assert [row["confidence"] for row in rows] == pytest.approx(probabilities.tolist(), rel=1e-6)
 
 
+def test_an_offset_that_hides_the_signal_is_refused_before_training(here, capsys):
+    rows = [
+        f"{case},{'ab'[case % 2]},{5812345 + 0.01 * (i % 7)}" for case in range(8) for i in range(9)
+    ]
+    Path("utm.csv").write_text("\n".join(["case,label,northing", *rows]))
+    refused(capsys, ["train", "--data.train", "utm.csv"], 3, "'northing'", "subtract an offset")
+
+
+@pytest.mark.parametrize(
+    ("column", "task"), [("label", "classification"), ("target", "regression")]
+)
+def test_predict_needs_no_labels_where_there_is_a_column_for_them(here, capsys, column, task):
+    rows = [f"{case},{case % 2},{(case % 2) * i}" for case in range(12) for i in range(9)]
+    Path("x.csv").write_text("\n".join([f"case,{column},x", *rows]))
+    empty = [",".join([row.split(",")[0], "", row.split(",")[2]]) for row in rows]
+    Path("new.csv").write_text("\n".join([f"case,{column},x", *empty]))
+    flags = ["--data.task", task, "--run.dir", "run", "--quiet", *FLAGS]
+    assert main(["train", "--data.train", "x.csv", *flags]) == 0
+    assert main(["predict", "run", "x.csv"]) == 0
+    known = capsys.readouterr().out
+    assert main(["predict", "run", "new.csv"]) == 0
+    assert capsys.readouterr().out == known
+    told = ["new.csv", f"(no column '{column}', or an empty one)"]
+    refused(capsys, ["evaluate", "run", "new.csv"], 3, *told)
+    refused(capsys, ["train", "--data.train", "new.csv", "--data.task", task], 3, *told)
+
+
+def test_json_is_strict_where_a_number_has_no_end(here, capsys):
+    rows = [f"{case},{case},{case * i}" for case in range(8) for i in range(9)]
+    Path("x.csv").write_text("\n".join(["case,target,x", *rows]))
+    Path("far.csv").write_text("case,target,x\n0,1e300,0\n1,-1e300,1\n")
+    flags = ["--data.task", "regression", "--run.dir", "run", "--quiet", *FLAGS]
+    assert main(["train", "--data.train", "x.csv", *flags]) == 0
+    assert main(["evaluate", "run", "far.csv", "--json"]) == 0
+    result = parse_json(capsys.readouterr().out.encode(), where="it", max_depth=3)
+    assert (result["loss"], result["n"], result["nonfinite"]) == ("Infinity", 2, True)
+    assert main(["evaluate", "run", "x.csv", "--json"]) == 0
+    assert "nonfinite" not in json.loads(capsys.readouterr().out)
+
+
+def test_everything_printed_as_json_goes_one_way():
+    source = Path(cli.__file__).read_text()
+    # The others are the default in a help text and the one way itself.
+    assert len(re.findall(r"json\.dumps\(", source)) == 2
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_predict_does_not_read_the_standard_input(here, capsys, name):
+    refused(capsys, ["predict", "run", name], 2, "predict reads files", "stream run < SAMPLES")
+
+
+def test_validation_on_the_training_data_is_told(series, capsys):
+    flags = ["--data.train", "train.ts", *FLAGS, "--run.steps", "1"]
+    Path("other.ts").write_text(Path("train.ts").read_text())
+    assert main(["train", *flags, "--data.validation", "other.ts", "--run.dir", "one"]) == 0
+    assert "; validation data is the training data\n" in capsys.readouterr().out
+    assert main(["train", *flags, "--run.dir", "two"]) == 0
+    assert "is the training data" not in capsys.readouterr().out
+
+
 def test_evaluate_tells_the_recall_of_each_class_the_worst_first(run, capsys):
     assert main(["predict", "run", "train.ts"]) == 0
     predicted = capsys.readouterr().out.splitlines()
@@ -545,6 +606,26 @@ def test_tokens_from_import_to_prediction(here, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     Path("one.txt").write_text("5")
     refused(capsys, ["evaluate", "run", "one.txt"], 3, "one.txt")
+
+
+def test_a_folder_of_texts_is_read_by_every_verb_as_it_was_trained_on(here, monkeypatch, capsys):
+    monkeypatch.setenv("SPHERESCAN_CACHE", str(here / "cache"))
+    Path("text").mkdir()
+    for i in range(3):
+        (Path("text") / f"{i}.txt").write_text(" ".join(str((i + n) % 7) for n in range(200)))
+    tokens = ["--data.source", "tokens", "--data.train", "text"]
+    how = ["--data.extension", ".txt", "--data.vocab-size", "7", "--data.seq-len", "16"]
+    assert main(["train", *tokens, *how, "--run.dir", "run", "--quiet", *FLAGS]) == 0
+    assert main(["evaluate", "run", "text"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "run", "text"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    refused(capsys, ["train", *tokens], 3, "--data.extension .txt --data.vocab-size N")
+    assert main(["import", "text", "shards"]) == 0
+    capsys.readouterr()
+    refused(
+        capsys, ["predict", "run", "shards"], 3, "vocabulary of 256; wanted 7, that of the model"
+    )
 
 
 @pytest.mark.unwatched
@@ -644,6 +725,27 @@ def test_a_run_in_bfloat16_says_where_that_is_slow(series, capsys, monkeypatch, 
     assert main(["resume", "bf16"]) == 0  # at its end
     assert main(["resume", "bf16", "--run.steps", "3", "--quiet"]) == 0
     assert len(measured) == 1
+
+
+def test_a_run_of_values_that_float32_cannot_hold_does_not_begin_but_goes_on(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        f"{case},{'ab'[case % 2]},{5e6 + 0.01 * ((case * t) % 7)}"
+        for case in range(20)
+        for t in range(5)
+    ]
+    Path("far.csv").write_text("\n".join(["case,label,x", *rows]) + "\n")
+    command = ["train", "--data.train", "far.csv", "--run.dir", "run", *FLAGS, "--run.steps", "2"]
+    assert main(command) == 3
+    assert "channel 'x' has values of about 5000000" in capsys.readouterr().err
+    assert not Path("run").exists()
+    with monkeypatch.context() as before_it_was_asked:
+        before_it_was_asked.setattr("spherescan.data.series._MOST_LOST", float("inf"))
+        assert main(command) == 0
+    assert main(["resume", "run", "--run.steps", "3"]) == 0
+    assert main(["evaluate", "run"]) == 0
 
 
 def test_an_internal_error_is_one_line_too(capsys, monkeypatch):

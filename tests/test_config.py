@@ -53,6 +53,14 @@ def refuse(tmp_path: Path, text: str, message: str, name: str = "a.toml") -> Non
         ("[data]\nsource = 'synthetic'\ntrain = 'x'", "exclude each other"),
         ("[data]\nseq_len = 9", r"data\.seq_len is 9; it has an effect only with tokens"),
         ("[data]\nsource = 'tokens'\njitter = 0.5", r"data\.jitter is 0\.5; .*\"series\""),
+        (
+            "[data]\nvalidation = 'b'\nvalidation_fraction = 0.3",
+            r"data\.validation_fraction is 0\.3; it has an effect only without data\.validation",
+        ),
+        (
+            "[model]\nd_model = 8\nexpand = 3\ndt_rank = 25",
+            r"model\.dt_rank is 25; it must be at most model\.expand .* which is 24",
+        ),
         ("[model]\ndropout = 1.0", r"model\.dropout is 1\.0; it should be less than 1"),
         ("[model]\nn_pool_heads = 2", r"model\.n_pool_heads is 2; .*attention"),
         ("[prototypes]\nloss = 'squared_cosine'\nscale = 3.0", r"prototypes\.scale is 3\.0"),
@@ -118,6 +126,16 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_the_mark_that_editors_of_windows_write_is_no_part_of_a_file(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
     assert load_config(tmp_path / name).run.steps == 7
+
+
+def test_what_a_new_run_may_not_have_does_not_end_an_older_one():
+    older = {"data": {"validation": "b", "validation_fraction": 0.3}, "model": {"dt_rank": 1000}}
+    assert parse_config(older).model.dt_rank == 1000
+
+
+def test_the_widest_rank_and_the_usual_fraction_are_fine():
+    flags = {"model.d_model": "8", "model.dt_rank": "16", "data.validation": "b"}
+    assert load_config(None, flags).model.dt_rank == 16
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):

@@ -166,6 +166,14 @@ class _Screen(io.TextIOBase):
             _forget_stdout()
 
 
+def _json(values: dict[str, Any]) -> str:
+    """Return strict JSON of one line; floats that are not finite are written as in the metrics."""
+    from spherescan.runs.metrics import spell_nonfinite
+
+    spelt = {name: spell_nonfinite(value) for name, value in values.items()}
+    return json.dumps(spelt if spelt == values else {**spelt, "nonfinite": True}, allow_nan=False)
+
+
 def _hush(text: str) -> None:
     """Print nothing."""
 
@@ -639,7 +647,7 @@ def _fit(trainer: "Trainer", options: argparse.Namespace) -> int:
             "best_score": counters.best_score,
             "best_loss": counters.best_loss,
         }
-        print(json.dumps(result))
+        print(_json(result))
     if stopped == "signal":
         name = signal.Signals(signals.signum or 0).name
         saved = "saved" if trainer.saved_step == counters.step else "not saved: no time was left"
@@ -752,7 +760,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         }
         if by_class:
             values["recall"] = {name: right / n for name, right, n in by_class}
-        print(json.dumps({"data": options.data, "step": predictor.step, **values}))
+        print(_json({"data": options.data, "step": predictor.step, **values}))
         return 0
     print(f"weights of step {predictor.step} of {options.run}")
     for name, right, n in sorted(by_class, key=lambda row: row[1] / row[2])[:_FEW]:
@@ -766,6 +774,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    if options.data in {"-", "/dev/stdin"}:
+        raise ConfigError(
+            f"got {options.data!r}; predict reads files, whose format their ending tells; samples "
+            f"come by the standard input to spherescan stream {options.run} < SAMPLES"
+        )
     predictor = _load(options)
     from spherescan.data import locate, open_tokens, read_series
     from spherescan.data.series import expect_channels
@@ -774,9 +787,14 @@ def _predict(options: argparse.Namespace) -> int:
     path = locate(options.data)
     names: tuple[str, ...] | None = None
     if predictor.task.kind == "next_token":
-        data = open_tokens(path, vocab_size=predictor.description.vocab_size)
+        settings_of_data = parse_config(predictor.config).data
+        data = open_tokens(
+            path,
+            vocab_size=predictor.description.vocab_size,
+            extension=settings_of_data.extension,
+        )
         # What a window of training could see decides; a document may be far longer.
-        seq_len = parse_config(predictor.config).data.seq_len
+        seq_len = settings_of_data.seq_len
         sequences: Sequence[Any] = [
             data.read(max(start, stop - seq_len), stop) for start, stop in data.spans()
         ]
@@ -792,7 +810,7 @@ def _predict(options: argparse.Namespace) -> int:
         case = {} if names is None else {"case": names[row]}
         if options.json:
             more = {} if sure is None else {"confidence": sure[row].item()}
-            print(json.dumps({"sequence": row, **case, "prediction": value, **more}))
+            print(_json({"sequence": row, **case, "prediction": value, **more}))
         else:
             print(*map(_on_one_line, (*case.values(), value)), sep="\t")
     return 0
@@ -956,7 +974,7 @@ def _line_of(
     if task.class_names:
         cosines = prediction.cosines.tolist()
         facts["cosines"] = dict(zip(task.class_names, cosines, strict=True))
-    return json.dumps(facts)
+    return _json(facts)
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -1033,7 +1051,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _print_facts(facts: dict[str, Any], options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(facts))
+        print(_json(facts))
         return
     width = max(map(len, facts))
     for name, value in facts.items():

@@ -369,7 +369,16 @@ REFUSED_TEXT = [
     ("a.csv", "case,x,y\n1,2,3\n1,4,\n", "line 3, column 'y': missing value ''"),
     ("a.csv", 'case,x\n1,"1,5"\n', "line 2, column 'x': '1,5' is not a number"),
     ("a.csv", "case,x,label\n1,2,a\n1,2,b\n", "line 3, column 'label': 'b' where the case begins"),
-    ("a.csv", "case,x,label\n1,2,\n", "line 2, column 'label': '' where the case begins"),
+    ("a.csv", "case,x,label\n1,2,\n1,2,a\n", "line 3, column 'label': 'a' where the case begins"),
+    ("a.csv", "case,x,label\n1,2,a\n2,3,\n", "line 3, column 'label': is empty; wanted one"),
+    ("a.csv", "case,x,target\n1,2,1\n2,3,\n", "line 3, column 'target': is empty; wanted one"),
+    ("a.csv", "case,x,target\n1,2,1\n2,3,z\n", "line 3, column 'target': 'z' is not a number"),
+    (
+        "a.csv",
+        "case;label;x\na;b;1,5\n",
+        "has ';' between columns; wanted commas there, and points",
+    ),
+    ("a.csv", "case\tlabel\tx\na\tb\t1.5\n", "has '\\t' between columns; wanted commas there"),
     ("a.csv", "case,x,target\n1,2,a\n", "line 2, column 'target': 'a' is not a number"),
     ("a.csv", 'case,x\n1,"2\n', "line 2: unexpected end of data"),
     ("a.csv", 'case,x\n1,"2"3\n', "line 2: ',' expected after '\"'"),
@@ -501,6 +510,24 @@ def test_an_array_above_the_cap_is_refused_before_it_is_unpacked(tmp_path, monke
     np.savez_compressed(path, x=np.zeros((100, 100)))
     monkeypatch.setattr(opening, "MAX_BYTES", 10_000)
     assert "80000 bytes; wanted at most 10000" in refusal(read_series, path)
+
+
+# What is to be predicted
+
+
+@pytest.mark.parametrize("name", ["label", "target"])
+def test_a_column_that_is_empty_in_all_rows_says_nothing(name, tmp_path):
+    table = read_series(written(tmp_path, "a.csv", f"case,{name},x\n1,,2\n1,,3\n2,,4\n"))
+    assert table.labels is None
+    assert table.targets is None
+    assert table.channel_names == ("x",)
+    assert [values.tolist() for values in table.series] == [[[2], [3]], [[4]]]
+
+
+def test_a_folder_is_no_file_of_sequences(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert "is a folder; wanted a file of sequences" in refusal(read_series, tmp_path / "a")
+    assert "is a folder; wanted a file of tokens" in refusal(read_tokens, tmp_path / "a")
 
 
 # The table

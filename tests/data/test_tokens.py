@@ -288,8 +288,16 @@ def test_shards_know_their_vocabulary(folder, tmp_path):
     import_text(folder, tmp_path / "out", encoding="bytes", extensions=(".py",))
     assert open_tokens(tmp_path / "out", vocab_size=None).vocab_size == 256
     assert open_tokens(tmp_path / "out", vocab_size=256).vocab_size == 256
-    with pytest.raises(DataError, match="vocabulary of 256, not of 99"):
+    with pytest.raises(DataError, match="vocabulary of 256; wanted 99, that of the model"):
         open_tokens(tmp_path / "out", vocab_size=99)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".txt", ".txt.gz"])
+def test_a_folder_of_tokens_without_an_index_is_told_what_to_do(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_bytes(b"1 2")
+    with pytest.raises(DataError, match="--encoding integers --vocab-size N") as caught:
+        open_tokens(tmp_path, vocab_size=3)
+    assert f"--data.extension {ending} --data.vocab-size N" in str(caught.value)
 
 
 def test_a_shard_that_lies_about_its_vocabulary_is_caught_when_read(tmp_path):

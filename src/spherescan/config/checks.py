@@ -1,6 +1,7 @@
 """What the sections of a configuration demand of each other."""
 
 import json
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from spherescan.config.sections import LocalConfig, RunConfig
@@ -19,6 +20,25 @@ def check(config: RunConfig) -> None:
     _check_local_growth(config)
     _check_depth(config)
     _check_form(config)
+
+
+def check_new(config: RunConfig) -> None:
+    """Refuse of a new run what an older one may have: it trains, but not as it was meant.
+
+    Raises:
+        ValueError: With a message of one line that names the settings.
+    """
+    data, model = config.data, config.model
+    _refuse_without_effect(
+        config,
+        [_Only(data.validation is None, "without data.validation", ("data.validation_fraction",))],
+    )
+    width = model.expand * model.d_model
+    if model.dt_rank is not None and model.dt_rank > width:
+        raise ValueError(
+            f"model.dt_rank is {model.dt_rank}; it must be at most model.expand * model.d_model, "
+            f"which is {width}: a larger one costs and adds nothing"
+        )
 
 
 def _check_source(config: RunConfig) -> None:
@@ -49,13 +69,17 @@ class _Only(NamedTuple):
 
 
 def _check_effects(config: RunConfig) -> None:
-    """Refuse another value than the default for a setting that would have no effect."""
     conditions = (
         *_effects_of_task(config),
         *_effects_of_local(config),
         *_effects_of_surgery(config),
         *_effects_of_depth(config),
     )
+    _refuse_without_effect(config, conditions)
+
+
+def _refuse_without_effect(config: RunConfig, conditions: Iterable[_Only]) -> None:
+    """Refuse another value than the default for a setting that would have no effect."""
     for only in conditions:
         for key in () if only.holds else only.keys:
             section, _, name = key.partition(".")

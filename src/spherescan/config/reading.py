@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from spherescan.config.checks import check_new
 from spherescan.config.sections import RunConfig, Section
 from spherescan.errors import ConfigError
 
@@ -32,7 +33,12 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
     tree = {} if path is None else load_tree(path)
     where = "" if path is None else f"{path}: "
     overridden(tree, overrides or {}, where=where)
-    return parse_config(tree, where=where)
+    config = parse_config(tree, where=where)
+    try:
+        check_new(config)
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from None
+    return config
 
 
 def overridden(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherescan.data.cache import cached_shards
-from spherescan.data.formats import token_parts
+from spherescan.data.formats import TOKEN_READERS, token_parts
 from spherescan.data.formats.opening import chunks, opened
 from spherescan.data.shards import INDEX, TOKENS_PER_SHARD, open_shards, write_documents
 from spherescan.data.tokens import TokenData
@@ -110,11 +110,12 @@ def open_tokens(
         StorageError: The disk refused to keep the imported text.
     """
     if path.is_dir() and (extension is None or (path / INDEX).exists()):
+        _expect_index(path)
         data = open_shards(path)
         if vocab_size not in {None, "auto", data.vocab_size}:
             raise DataError(
-                f"{path}: has a vocabulary of {data.vocab_size}, not of {vocab_size}; "
-                "leave data.vocab_size out"
+                f"{path}: has a vocabulary of {data.vocab_size}; wanted {vocab_size}, that of the "
+                "model or data.vocab_size; give shards with it, or train without data.vocab_size"
             )
         return data
     files = _files_in(path, str(extension)) if path.is_dir() else [path]
@@ -125,6 +126,23 @@ def open_tokens(
     return cached_shards(
         files, vocab_size=None if vocab_size == "auto" else vocab_size, source=str(path)
     )
+
+
+def _expect_index(path: Path) -> None:
+    """Tell a folder of files that could be tokens from one of shards.
+
+    Raises:
+        DataError: It has no index, but such files.
+    """
+    if (path / INDEX).exists():
+        return
+    ending = next((end for end in TOKEN_READERS for _ in path.glob(f"*{end}")), None)
+    if ending is not None:
+        raise DataError(
+            f"{path}: holds files that end in {ending} and no {INDEX}; of integers make shards "
+            "with `spherescan import --encoding integers --vocab-size N`, of text with "
+            f"`spherescan import`, or train with --data.extension {ending} --data.vocab-size N"
+        )
 
 
 def _files_in(path: Path, extension: str) -> list[Path]:

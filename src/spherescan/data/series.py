@@ -10,10 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from spherescan.data.batch import Batch
-from spherescan.data.formats.quoting import listed
+from spherescan.data.formats.quoting import listed, quoted
 from spherescan.data.order import derived_seed, permuted, sample_order
+from spherescan.data.rounding import WHERE
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
+
+# Part of a standard deviation that rounding to float32 may be. There are then three steps in one
+# standard deviation; with fewer, what a channel does is lost.
+_MOST_LOST = 0.1
 
 Targets = NDArray[np.int64] | NDArray[np.float64]
 
@@ -105,8 +110,8 @@ def class_names(table: SeriesTable) -> tuple[str, ...]:
     if table.labels is None:
         numbers = table.targets is not None
         raise DataError(
-            f"{table.source}: has {'numeric targets and ' if numbers else ''}no class labels; a "
-            "classifier needs one per sequence"
+            f"{table.source}: has {'numeric targets and ' if numbers else ''}no class labels"
+            f"{_or_empty(table, 'label')}; a classifier needs one per sequence"
             + (', and data.task = "regression" learns numbers' if numbers else "")
         )
     present = set(table.labels)
@@ -135,7 +140,9 @@ def class_indices(table: SeriesTable, names: Sequence[str]) -> NDArray[np.int64]
         DataError: No labels, or a label the model does not know.
     """
     if table.labels is None:
-        raise DataError(f"{table.source}: has no class labels to compare with")
+        raise DataError(
+            f"{table.source}: has no class labels{_or_empty(table, 'label')} to compare with"
+        )
     index = {name: i for i, name in enumerate(names)}
     for row, label in enumerate(table.labels):
         if label not in index:
@@ -155,9 +162,18 @@ def regression_targets(table: SeriesTable) -> NDArray[np.float64]:
     if table.targets is None:
         raise DataError(
             f"{table.source}: has {'class labels and ' if table.labels is not None else ''}no "
-            f"numeric targets; a regressor needs one per sequence{_way_to_targets(table)}"
+            f"numeric targets{_or_empty(table, 'target')}; a regressor needs one per sequence"
+            f"{_way_to_targets(table)}"
         )
     return table.targets
+
+
+def _or_empty(table: SeriesTable, column: str) -> str:
+    """Return where labels or targets stand in a format that may have an empty column of them."""
+    if table.labels is not None or table.targets is not None:
+        return ""
+    csv = Path(table.source).suffix.lower() == ".csv"
+    return f" (no column {column!r}, or an empty one)" if csv else ""
 
 
 def _way_to_targets(table: SeriesTable) -> str:
@@ -194,6 +210,31 @@ def expect_channels(table: SeriesTable, n_channels: int, names: Sequence[str] = 
             f"{table.source}: has the channels {', '.join(table.channel_names)}; the training data "
             f"has {', '.join(names)}; give the columns these names, in this order"
         )
+
+
+def expect_resolved(table: SeriesTable) -> None:
+    """Check that float32 has left the differences within each channel of training data.
+
+    Raises:
+        DataError: A channel is not constant, and its values are too large for its differences.
+    """
+    rounding = table.rounding
+    if rounding is None:
+        return
+    bad = np.flatnonzero(rounding.lost > _MOST_LOST * rounding.deviation)
+    if not bad.size:
+        return
+    names = table.channel_names or tuple(map(str, range(table.n_channels)))
+    first, magnitude = bad[0], rounding.magnitude[bad[0]]
+    step = np.spacing(np.float32(magnitude))
+    raise DataError(
+        f"{table.source}: channel {quoted(names[first])} has values of about {magnitude:.7g}, "
+        f"where float32 tells no less than {step:.3g} apart; they differ by "
+        f"{rounding.deviation[first]:.3g} {WHERE[rounding.where[first]]} (standard deviation), "
+        "which rounding would lose or turn into steps; subtract an offset that all sequences "
+        "share, or leave the channel out"
+        + (f"; likewise {listed(names[i] for i in bad[1:])}" if bad.size > 1 else "")
+    )
 
 
 def stratified_split(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spherescan.data.rounding import Rounding
 from spherescan.errors import DataError
 
 
@@ -25,6 +26,7 @@ class SeriesTable:
         source: The file name, for messages.
         channel_names: The name of each channel; None where the file has none.
         case_names: The name of each sequence; None where the file has none.
+        rounding: What float32 has changed; None where the file has no better, or nobody looked.
 
     Raises:
         DataError: A rule above is broken; the message names the source and the sequence.
@@ -37,6 +39,7 @@ class SeriesTable:
     source: str
     channel_names: tuple[str, ...] | None = None
     case_names: tuple[str, ...] | None = None
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         _check_series(self.series, self.source)

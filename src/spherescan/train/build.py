@@ -306,7 +306,7 @@ def build(config: RunConfig, *, step: int = 0, place: bool = True) -> tuple[Prob
     """
     selected_form()  # a wrong SPHERESCAN_OPS is found before anything is made
     base = read_base(user_path(config.grow.base)) if config.grow.base and place else None
-    problem, mean_std = open_problem(config)
+    problem, mean_std = open_problem(config, begins=place)
     seed = derived_seed(config.run.seed, "weights")
     description = problem.description
     if not place:

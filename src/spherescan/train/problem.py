@@ -34,6 +34,7 @@ from spherescan.data.series import (
     class_indices,
     class_names,
     expect_channels,
+    expect_resolved,
     fingerprint,
     regression_targets,
     series_batches,
@@ -72,8 +73,12 @@ class Problem:
     summary: str
 
 
-def open_problem(config: RunConfig) -> tuple[Problem, Statistics | None]:
+def open_problem(config: RunConfig, *, begins: bool = True) -> tuple[Problem, Statistics | None]:
     """Open the data of a configuration.
+
+    Args:
+        config: The whole configuration.
+        begins: Whether a run begins with it, or has begun.
 
     Returns:
         The problem, and mean and standard deviation of each channel of a series.
@@ -82,7 +87,7 @@ def open_problem(config: RunConfig) -> tuple[Problem, Statistics | None]:
         ConfigError: No training data.
         DataError: Data that cannot be used.
     """
-    return _series(config) if config.data.source == "series" else _tokens(config)
+    return _series(config, begins=begins) if config.data.source == "series" else _tokens(config)
 
 
 def expect_same_data(problem: Problem, config: RunConfig, fingerprint: str) -> None:
@@ -185,9 +190,11 @@ def with_layers(
     )
 
 
-def _series(config: RunConfig) -> tuple[Problem, Statistics]:
+def _series(config: RunConfig, *, begins: bool) -> tuple[Problem, Statistics]:
     data, seed = config.data, config.run.seed
     table = read_series(locate(_required(data)))
+    if begins:
+        expect_resolved(table)
     task = _series_task(table, data)
     targets = _targets(table, task)
     if data.validation is None:
@@ -224,7 +231,7 @@ def _series(config: RunConfig) -> tuple[Problem, Statistics]:
         fingerprint=digest,
         n_positions=min(map(len, series)),
         counts={"training": len(kept), "validation": len(held_series)},
-        summary=_series_summary(table, task, data, len(kept), held_targets),
+        summary=_series_summary(table, task, data, len(kept), held_targets) + _if_same(digest),
     )
     return problem, (mean, std)
 
@@ -271,6 +278,12 @@ def _series_summary(
     )
 
 
+def _if_same(digest: str) -> str:
+    """Tell when the two files of a digest are the same."""
+    training, _, validation = digest.partition("/")
+    return "; validation data is the training data" if training == validation else ""
+
+
 def _tokens(config: RunConfig) -> tuple[Problem, None]:
     data = config.data
     text = _synthetic(data) if data.source == "synthetic" else _open(_required(data), data)
@@ -314,7 +327,7 @@ def _tokens(config: RunConfig) -> tuple[Problem, None]:
         fingerprint=digest,
         n_positions=data.seq_len,
         counts=counts,
-        summary=_token_summary(rows, counts, n_held_out=len(held_out)),
+        summary=_token_summary(rows, counts, n_held_out=len(held_out)) + _if_same(digest),
     )
     return problem, None
 

@@ -80,6 +80,11 @@ def _suffix(path: Path, readers: Mapping[str, Callable[..., Any]], content: str)
     for suffix in readers:
         if name.endswith(suffix) and name != suffix:
             return suffix
+    if path.is_dir():
+        raise DataError(
+            f"{source_name(path)}: is a folder; wanted a file of {content}, one of "
+            f"{', '.join(sorted(readers))}; name a file in it, or join its files into one"
+        )
     raise DataError(
         f"{source_name(path)}: no reader of {content} for files that end in "
         f"{quoted(path.suffix)}; wanted one of {', '.join(sorted(readers))}; rename or "

@@ -7,12 +7,14 @@
 
 The first line names the columns. The first column, `case`, is the id of the sequence: consecutive
 rows with one id form one sequence. A column `label` (text) or `target` (number), the same in all
-rows of a case, is what to learn; it may be left out. Every other column is a channel, in order.
-Separator is the comma, double quotes as in Excel; empty lines are skipped, empty cells refused.
+rows of a case, is what to learn; it may be left out, or empty in all rows. Every other column is a
+channel, in order. Separator is the comma, double quotes as in Excel; empty lines are skipped, other
+empty cells refused.
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spherescan.data.formats.numbers import float32_values, float64_values
+from spherescan.data.formats.numbers import float64_values, moderate_values
 from spherescan.data.formats.opening import read_text
 from spherescan.data.formats.quoting import quoted, source_name
+from spherescan.data.rounding import Narrowing
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
 
@@ -55,29 +58,34 @@ def read_long_csv(path: Path) -> SeriesTable:
     source = source_name(path)
     rows = _rows(read_text(path), source)
     columns = _columns(next(rows, None), source)
+    narrowing = Narrowing()
     series: list[NDArray[np.float32]] = []
     outcomes: list[str] = []
-    targets: list[float] = []
+    lines: list[int] = []
     case_names: list[str] = []
+    name = "" if columns.outcome is None else columns.names[columns.outcome]
     for case in _cases(rows, columns, source):
-        series.append(_values(case, columns))
+        series.append(narrowing.narrowed(_values(case, columns)))
         case_names.append(case.rows[0][0])
-        if columns.outcome is None:
-            continue
-        name = columns.names[columns.outcome]
-        outcome = _constant(case, columns.outcome, name)
-        if name == "target":
-            targets.append(_target(outcome, case))
-        else:
-            outcomes.append(outcome)
+        lines.append(case.lines[0])
+        if columns.outcome is not None:
+            outcomes.append(_constant(case, columns.outcome, name))
+    _expect_all_or_none(outcomes, lines, source, name)
+    known = any(outcomes)
+    targets: NDArray[np.float64] | None = None
+    if known and name == "target":
+        targets = float64_values(
+            outcomes, lambda index: f"{source}: line {lines[index]}, column 'target'"
+        )
     return SeriesTable(
         series=tuple(series),
-        labels=tuple(outcomes) if outcomes else None,
-        targets=np.array(targets, dtype=np.float64) if targets else None,
+        labels=tuple(outcomes) if known and name == "label" else None,
+        targets=targets,
         class_names=None,
         source=source,
         channel_names=tuple(columns.names[channel] for channel in columns.channels),
         case_names=tuple(case_names),
+        rounding=narrowing.rounding(),
     )
 
 
@@ -97,6 +105,11 @@ def _rows(text: str, source: str) -> Iterator[tuple[int, list[str]]]:
 def _columns(row: tuple[int, list[str]] | None, source: str) -> _Columns:
     line, names = row or (1, [])
     place = f"{source}: line {line}"
+    if len(names) == 1 and re.match(r"case[;\t|]", names[0]):
+        raise DataError(
+            f"{place}: {quoted(names[0])} has {names[0][4]!a} between columns; wanted commas "
+            "there, and points in decimals; save it so, or replace them"
+        )
     if not names or names[0] != "case":
         raise DataError(
             f"{place}: the first column is {quoted(names[0] if names else '')}; wanted 'case'; "
@@ -153,7 +166,7 @@ def _full_rows(
         yield line, row
 
 
-def _values(case: _Case, columns: _Columns) -> NDArray[np.float32]:
+def _values(case: _Case, columns: _Columns) -> NDArray[np.float64]:
     width = len(columns.channels)
 
     def place(index: int) -> str:
@@ -162,21 +175,25 @@ def _values(case: _Case, columns: _Columns) -> NDArray[np.float32]:
         return f"{case.source}: line {case.lines[row]}, column {quoted(name)}"
 
     fields = [row[channel] for row in case.rows for channel in columns.channels]
-    return float32_values(fields, place).reshape(len(case.rows), width)
+    return moderate_values(fields, place).reshape(len(case.rows), width)
 
 
 def _constant(case: _Case, column: int, name: str) -> str:
     values = [row[column] for row in case.rows]
     for line, value in zip(case.lines, values, strict=True):
-        if value == "" or value != values[0]:
+        if value != values[0]:
             raise DataError(
                 f"{case.source}: line {line}, column {name!r}: {quoted(value)} where the case "
-                f"begins with {quoted(values[0])}; wanted one non-empty value per case; "
-                f"correct the row"
+                f"begins with {quoted(values[0])}; wanted one value per case; correct "
+                "the row"
             )
     return values[0]
 
 
-def _target(text: str, case: _Case) -> float:
-    place = f"{case.source}: line {case.lines[0]}, column 'target'"
-    return float(float64_values([text], lambda _: place)[0])
+def _expect_all_or_none(outcomes: list[str], lines: list[int], source: str, name: str) -> None:
+    """Check that the column of the label or target is filled in everywhere, or nowhere."""
+    if "" in outcomes and any(outcomes):
+        raise DataError(
+            f"{source}: line {lines[outcomes.index('')]}, column {name!r}: is empty; wanted one "
+            "non-empty value per case; fill it in, or leave it empty in all rows, for predict"
+        )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from spherescan.data.formats.array_bytes import read_array
 from spherescan.data.formats.opening import opened
+from spherescan.data.rounding import Narrowing, Rounding
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
 
@@ -21,7 +22,8 @@ def read_npy_series(path: Path) -> SeriesTable:
     """
     with opened(path) as file:
         x = read_array(file.stream.read, file.size, file.source)
-        return SeriesTable(split_sequences(x, None, file.source), None, None, None, file.source)
+        series, rounding = split_sequences(x, None, file.source)
+        return SeriesTable(series, None, None, None, file.source, rounding=rounding)
 
 
 def npy_token_parts(path: Path, vocab_size: int | None = None) -> Iterator[NDArray[np.int64]]:
@@ -61,7 +63,7 @@ def npy_token_parts(path: Path, vocab_size: int | None = None) -> Iterator[NDArr
 
 def split_sequences(
     x: NDArray[Any], lengths: NDArray[Any] | None, what: str
-) -> tuple[NDArray[np.float32], ...]:
+) -> tuple[tuple[NDArray[np.float32], ...], Rounding | None]:
     """Cut a padded array into sequences of shape (length, channels).
 
     Args:
@@ -69,6 +71,9 @@ def split_sequences(
         lengths: How many positions of each sequence are data; the rest is padding at the end. None
             for all of them.
         what: The file, and the array in it, for messages.
+
+    Returns:
+        The sequences, and what became of float64; None where the file has no better than float32.
 
     Raises:
         DataError: Wrong type or shape, or a length out of range.
@@ -82,13 +87,12 @@ def split_sequences(
         )
     by_channel = x if x.ndim == 3 else x[:, None, :]
     ends = [x.shape[-1]] * len(x) if lengths is None else _checked_lengths(lengths, x, what)
-    # A value too large becomes inf here, which SeriesTable refuses with its position. A copy even
-    # where a view would do: it is writable, as torch wants it, and frees the padding.
-    with np.errstate(over="ignore"):
-        return tuple(
-            np.array(values[:, :end].T, dtype=np.float32, order="C")
-            for values, end in zip(by_channel, ends, strict=True)
-        )
+    parts = (values[:, :end].T for values, end in zip(by_channel, ends, strict=True))
+    if x.dtype.itemsize > np.dtype(np.float32).itemsize:
+        narrowing = Narrowing()
+        return tuple(map(narrowing.narrowed, parts)), narrowing.rounding()
+    # A copy even where a view would do: it is writable, as torch wants it, and frees the padding.
+    return tuple(np.array(values, dtype=np.float32, order="C") for values in parts), None
 
 
 def _checked_lengths(lengths: NDArray[Any], x: NDArray[Any], what: str) -> list[int]:

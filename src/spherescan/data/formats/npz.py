@@ -57,9 +57,9 @@ def read_npz(path: Path) -> SeriesTable:
                 "save it as numpy.savez(file, x=...)"
             )
         x = arrays["x"]
-        series = split_sequences(x, arrays.get("lengths"), f"{file.source}: 'x'")
+        series, rounding = split_sequences(x, arrays.get("lengths"), f"{file.source}: 'x'")
         labels, targets = _outcomes(arrays.get("y"), len(x), f"{file.source}: 'y'")
-        return SeriesTable(series, labels, targets, None, file.source)
+        return SeriesTable(series, labels, targets, None, file.source, rounding=rounding)
 
 
 def _arrays(file: OpenedFile) -> dict[str, NDArray[Any]]:

@@ -33,13 +33,15 @@ def float64_values(fields: Sequence[str], place: Callable[[int], str]) -> NDArra
     return values
 
 
-def float32_values(fields: Sequence[str], place: Callable[[int], str]) -> NDArray[np.float32]:
-    """Return the numbers that the fields spell as float32; otherwise like `float64_values`."""
+def moderate_values(fields: Sequence[str], place: Callable[[int], str]) -> NDArray[np.float64]:
+    """Return the numbers that the fields spell, none of them too large for float32.
+
+    Otherwise like `float64_values`.
+    """
     wide = float64_values(fields, place)
     with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    _refuse_overflow(narrow, fields, place)
-    return narrow
+        _refuse_overflow(wide.astype(np.float32), fields, place)
+    return wide
 
 
 def _refuse_overflow(

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from spherescan.data.formats.numbers import float32_values
+from spherescan.data.formats.numbers import moderate_values
 from spherescan.data.formats.opening import refuse_byte_order_mark
 from spherescan.data.formats.quoting import quoted
 from spherescan.errors import DataError
@@ -51,8 +51,8 @@ def sample_lines(
                 f"{place}: holds {len(fields)}; wanted as many numbers as the training data has "
                 f"channels, {n_channels}; separate them by blanks or commas"
             )
-        numbers = float32_values(fields, lambda index: f"{place}, number {index + 1}")
-        return numbers.reshape(-1, n_channels)
+        numbers = moderate_values(fields, lambda index: f"{place}, number {index + 1}")
+        return numbers.astype(np.float32).reshape(-1, n_channels)
 
     return _lines(read_line, parsed, may_be_none=may_be_none)
 

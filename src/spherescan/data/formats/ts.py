@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spherescan.data.formats.numbers import float32_values, float64_values
+from spherescan.data.formats.numbers import float64_values, moderate_values
 from spherescan.data.formats.opening import read_text
 from spherescan.data.formats.quoting import listed, quoted, source_name
 from spherescan.data.formats.ts_header import COMMENT_MARKS, TsHeader, read_ts_header
+from spherescan.data.rounding import Narrowing
 from spherescan.data.table import SeriesTable
 from spherescan.errors import DataError
 
@@ -50,11 +51,12 @@ def read_ts(path: Path) -> SeriesTable:
     lines = read_text(path).split("\n")
     header = read_ts_header(lines, source)
     known = frozenset(header.class_names or ())
+    narrowing = Narrowing()
     series: list[NDArray[np.float32]] = []
     labels: list[str] = []
     targets: list[float] = []
     for line in _checked_lines(lines, header, source):
-        series.append(_values(line))
+        series.append(narrowing.narrowed(_values(line)))
         if header.has_targets:
             targets.append(_target(line))
         elif header.class_names is not None:
@@ -65,6 +67,7 @@ def read_ts(path: Path) -> SeriesTable:
         targets=np.array(targets, dtype=np.float64) if header.has_targets else None,
         class_names=header.class_names,
         source=source,
+        rounding=narrowing.rounding(),
     )
 
 
@@ -121,15 +124,14 @@ def _check(line: _Line, first: _Line, header: TsHeader) -> None:
         )
 
 
-def _values(line: _Line) -> NDArray[np.float32]:
+def _values(line: _Line) -> NDArray[np.float64]:
     def place(index: int) -> str:
         channel, position = divmod(index, line.length)
         return f"{line.place}, channel {channel}, position {position}"
 
     # All channels at once: one conversion is cheaper than many.
-    flat = float32_values(",".join(line.channels).split(","), place)
-    by_channel = flat.reshape(len(line.channels), line.length)
-    return np.ascontiguousarray(by_channel.T)
+    flat = moderate_values(",".join(line.channels).split(","), place)
+    return flat.reshape(len(line.channels), line.length).T
 
 
 def _label(line: _Line, known: frozenset[str]) -> str:
