@@ -138,6 +138,17 @@ def test_what_float64_itself_rounds_is_no_difference(tmp_path):
     assert accepted(tmp_path / "a.csv", side_by_side(noisy, moving()))
 
 
+def test_what_computing_leaves_in_a_channel_that_stands_still_is_no_difference(tmp_path):
+    jitter = moving(seed=1)
+    levels = [1e-9 * values + 10 * i + 37 for i, values in enumerate(jitter)]
+    assert accepted(tmp_path / "a.csv", side_by_side(levels, moving()))
+
+
+def test_values_too_small_for_float32_are_to_be_made_larger(tmp_path):
+    write_csv(tmp_path / "a.csv", [1e-44 * values for values in moving()])
+    assert "multiply it by a power of ten, or leave" in refusal(tmp_path / "a.csv")
+
+
 def test_numbers_that_float32_has_are_never_refused(tmp_path):
     whole = [np.array([[16777210.0], [16777211.0], [16777213.0]])] * 2
     assert accepted(tmp_path / "a.csv", whole)

@@ -183,7 +183,7 @@ def test_how_networks_learned_is_on_the_page_of_a_loaded_one_too(kind, tmp_path)
     for each in (made, kind.load(tmp_path / "model")):
         path = each.report(tmp_path / "page.html")
         lines = figures(path)["learning"]["data"]
-        assert [line["name"] for line in lines] == ["network 1 of 2", "network 2 of 2"]
+        assert [line["name"] for line in lines] == ["network 1", "network 2"]
         assert [line["x"] for line in lines] == 2 * [[*range(1, 8)]]
         curves = each._fitted.features.curves
         assert [line["y"] for line in lines] == [curve.losses.tolist() for curve in curves]
@@ -191,7 +191,7 @@ def test_how_networks_learned_is_on_the_page_of_a_loaded_one_too(kind, tmp_path)
         assert len({line["line"]["dash"] for line in lines}) == 2
         text = path.read_text()
         early = curves[0].losses[:1].mean()
-        assert re.search(rf'<th scope="row">network 1 of 2</th><td>7</td><td>{early:.4g}<', text)
+        assert re.search(rf'<th scope="row">network 1</th><td>7</td><td>{early:.4g}<', text)
         assert "held out" not in text
 
 
@@ -211,7 +211,7 @@ def test_networks_that_were_dropped_have_curves_and_it_is_said(tmp_path):
     assert made._fitted.features.networks is None
     made.save(tmp_path / "model")
     for each in (made, SequenceClassifier.load(tmp_path / "model")):
-        assert "They were dropped" in each.report(tmp_path / "page.html").read_text()
+        assert "All were dropped after 2: " in each.report(tmp_path / "page.html").read_text()
 
 
 @pytest.mark.unwatched

@@ -5,11 +5,14 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from spherescan.nn import (
     POOLING_NAMES,
     Mamba,
     ModelDescription,
+    Pooling,
     PrototypeHead,
     SequenceModel,
     load_published,
@@ -285,6 +288,16 @@ def test_a_sequence_without_a_real_position_is_refused(generator, length):
         with pytest.raises(ValueError, match="3 of 3 sequences have no real position"):
             model(torch.zeros(3, 0, 2), mask=none)
     assert model(torch.zeros(0, 4, 2)).shape == (0, 3)
+
+
+def test_tensors_without_values_are_pooled():
+    pooling, x = Pooling(4, ("mean", "max")), torch.ones(2, 3, 4)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert pooling.to("meta")(x.to("meta"), mask.to("meta")).shape == (2, 8)
+    with FakeTensorMode() as mode:
+        assert pooling(mode.from_tensor(x), mode.from_tensor(mask)).shape == (2, 8)
+    traced = make_fx(Pooling(4, ("mean", "max")))(x, mask)
+    assert torch.equal(traced(x, mask), torch.ones(2, 8))
 
 
 def test_a_model_is_traced_whole_although_empty_sequences_are_refused():

@@ -250,6 +250,8 @@ def test_whole_numbers_may_be_of_any_type(kind):
 
 @pytest.mark.parametrize(("k", "d"), [(10**6, 3), (10**6, 64), (10**12, 3), (10**5, 10**5)])
 def test_what_would_take_hours_is_refused_at_once(k, d):
+    if k < 2**31:
+        k, d = np.int32(k), np.int32(d)
     start = time.perf_counter()
     with pytest.raises(ValueError, match=rf"separate {k} points.* hours or more.*at random"):
         separated_prototypes(k, d)

@@ -240,12 +240,22 @@ def test_a_whole_model_has_all_derivatives():
 def test_an_operator_refuses_a_tangent_that_it_would_lose():
     x = wave(2, D).requires_grad_()
     y, _ = add_rms_norm(x, None, wave(D))
-    arguments = (x.detach(), None, wave(D), 1e-5, torch.float64, native.simd())
+    more = (None, wave(D), 1e-5, torch.float64, native.simd())
     with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), wave(2, D))
         with pytest.raises(RuntimeError, match=r"add_rms_norm has no forward-mode .*_OPS=torch"):
-            norm_operator(*arguments)
+            norm_operator(dual, *more)
         with pytest.raises(RuntimeError, match=r"_backward has no forward-mode .*_OPS=torch"):
             torch.autograd.grad(y, x, forward_ad.make_dual(torch.ones_like(y), wave(2, D)))
+
+
+def test_a_level_that_is_open_elsewhere_ends_no_backward_pass():
+    x = wave(1, 3, 2 * N).requires_grad_()
+    (expected,) = torch.autograd.grad(scan(x).sum(), x)
+    y = scan(x).sum()
+    with forward_ad.dual_level():  # which all threads see
+        y.backward()
+    assert torch.equal(x.grad, expected)
 
 
 def compare_compiled() -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Differences so much smaller than the values are rounding of float64, and the channel is constant.
-_ROUNDING = 1e-12
+# Differences so much smaller than the values are what is left of computing with float64, and the
+# channel is constant.
+_ROUNDING = 1e-10
 WHERE = ("within a sequence", "over all sequences")
 
 

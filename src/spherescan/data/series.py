@@ -227,12 +227,13 @@ def expect_resolved(table: SeriesTable) -> None:
     names = table.channel_names or tuple(map(str, range(table.n_channels)))
     first, magnitude = bad[0], rounding.magnitude[bad[0]]
     step = np.spacing(np.float32(magnitude))
+    tiny = magnitude < np.finfo(np.float32).tiny
+    way = "multiply it by a power of ten" if tiny else "subtract an offset that all sequences share"
     raise DataError(
         f"{table.source}: channel {quoted(names[first])} has values of about {magnitude:.7g}, "
         f"where float32 tells no less than {step:.3g} apart; they differ by "
         f"{rounding.deviation[first]:.3g} {WHERE[rounding.where[first]]} (standard deviation), "
-        "which rounding would lose or turn into steps; subtract an offset that all sequences "
-        "share, or leave the channel out"
+        f"which rounding would lose or turn into steps; {way}, or leave the channel out"
         + (f"; likewise {listed(names[i] for i in bad[1:])}" if bad.size > 1 else "")
     )
 

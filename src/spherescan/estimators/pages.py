@@ -177,14 +177,16 @@ def _learning(estimator: BaseEstimator, what: str) -> list[Section]:
     features = estimator._fitted.features
     if not any(curve.points for curve in features.curves):
         return []
-    n = len(features.curves)
     curves = {
-        f"network {index} of {n}": NetworkCurve(curve.points, curve.in_the_end)
+        f"network {index}": NetworkCurve(curve.points, curve.in_the_end)
         for index, curve in enumerate(features.curves, 1)
     }
-    text = f"Loss of training of {n} networks, each of which learned {what} from other series."
+    text = f"Loss of training of networks, each of which learned {what} from other series."
     if features.networks is None:
-        text += " They were dropped: on series that were left out, fixed features did better alone."
+        text += (
+            f" All were dropped after {len(curves)}: on series that were left out, fixed features "
+            "did better alone."
+        )
     return [network_curves(curves, text=text)]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.estimators.description import SeriesFeatures
-from spherescan.estimators.frames import is_frame, values_of
+from spherescan.estimators.frames import as_floats, is_frame, values_of
 from spherescan.estimators.networks import full_precision
 from spherescan.estimators.sequences import checked_tokens, has_masked
 from spherescan.features import RunningStatistics
@@ -232,7 +232,7 @@ class SeriesStream(Generic[A]):
         if is_frame(samples):
             samples = values_of(samples, name="what was pushed")
         try:
-            values = np.asarray(samples, dtype=np.float64)
+            values = as_floats(samples)
         except (TypeError, ValueError) as error:
             raise ValueError(f"samples are no numbers: {error}") from error
         if n_channels == 1 and values.ndim < 2:

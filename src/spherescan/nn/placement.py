@@ -112,6 +112,7 @@ def separated_prototypes(
         ``O(k d)``.
     """
     check_sizes(n_classes, dim)
+    n_classes, dim = int(n_classes), int(dim)  # those of NumPy overflow
     _check_work(n_classes, dim)
     bound = separation_bound(n_classes, dim)
     points = _closed_form(n_classes, dim)

@@ -105,12 +105,14 @@ class Pooling(nn.Module):
         """Pool the real positions of each sequence.
 
         Raises:
-            ValueError: A sequence without a real position; unchecked while torch compiles or
-                transforms the model.
+            ValueError: A sequence without a real position; unchecked while torch compiles, traces
+                or transforms the model.
         """
+        given = mask is not None
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        _check_none_is_empty(mask)
+        if given or x.shape[1] == 0:
+            _check_none_is_empty(mask)
         return torch.cat([self._pool(kind, x, mask) for kind in self.kinds], dim=1)
 
     def _pool(self, kind: str, x: Tensor, mask: Tensor) -> Tensor:
@@ -122,8 +124,11 @@ class Pooling(nn.Module):
 
 
 def _check_none_is_empty(mask: Bool[Tensor, "b l"]) -> None:
+    # Nothing may depend on values there; an empty sequence gives what it gives.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return  # nothing may depend on values there; an empty sequence gives what it gives
+        return
+    if mask.is_meta or torch._C._len_torch_dispatch_stack():
+        return
     real = mask.any(1)
     if not bool(real.all()):
         empty = real.logical_not().nonzero().flatten().tolist()

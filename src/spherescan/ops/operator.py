@@ -43,7 +43,7 @@ def operator(
         # Ops take their torch form by themselves; an exported program cannot, nor the backward
         # pass of what was computed before. Without a tangent of its own a result would count as
         # constant.
-        if forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
             raise RuntimeError(f"{full_name} has no forward-mode derivative; {way_out}")
         return run(*arguments)
 
@@ -55,3 +55,11 @@ def operator(
     )
     found: Callable[..., Any] = getattr(torch.ops.spherescan, name).default
     return found
+
+
+def _has_tangent(argument: Any) -> bool:
+    # The level is that of the process: another thread may have opened it.
+    if not isinstance(argument, torch.Tensor):
+        return False
+    dual = forward_ad.unpack_dual(argument)  # type: ignore[no-untyped-call]
+    return dual.tangent is not None
