@@ -35,9 +35,9 @@ def pytest_runtest_protocol(item):
         sys.settrace(tracer)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    torch.set_num_threads(1)  # whatever the test before has set
 
 
 @pytest.fixture(autouse=True, scope="session")

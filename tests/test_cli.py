@@ -1075,3 +1075,28 @@ def test_a_path_that_nothing_can_have_is_an_error_of_one_line(
     assert error.count("\n") == 1
     assert "internal" not in error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "expected"),
+    [
+        ("doctor", {}, "5000"),
+        ("doctor", {"GOMP_SPINCOUNT": "70"}, "70"),
+        ("doctor", {"OMP_WAIT_POLICY": "passive"}, "0"),
+        ("bench", {}, "300000"),  # what GNU's OpenMP has by itself
+    ],
+)
+def test_threads_sleep_when_they_have_waited_for_a_while(verb, given, expected):
+    if sys.platform != "linux":
+        pytest.skip("another OpenMP")
+    program = "import sys; from spherescan.cli import main; main(sys.argv[1:])"
+    unset = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: text for name, text in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        [sys.executable, "-c", program, verb, *(["no-such-suite"] if verb == "bench" else [])],
+        env=environment | given | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr

@@ -2,6 +2,8 @@
 
 import copy
 import re
+import threading
+import time
 from pathlib import Path
 
 import joblib
@@ -543,13 +545,54 @@ def test_progress_is_told_when_it_is_asked_for(tmp_path, capsys):
     assert ended.startswith("network 2 of 2, step ")
 
 
-def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_networks_are_the_same_bits_for_any_number_of_threads(threads):
+    X, y = waves(12)
+    quick = QUICK | {"n_networks": 3, "max_steps": 3, "causal": True}
+    expected = SequenceClassifier(**quick).fit(X, y)
+    torch.set_num_threads(threads)
+    found = SequenceClassifier(**quick).fit(X, y)
+    assert torch.get_num_threads() == threads
+    state, other = (each._fitted.features.networks.state_dict() for each in (expected, found))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+    x, mask = torch.from_numpy(X.transpose(0, 2, 1)), torch.ones(12, 30, dtype=torch.bool)
+    assert torch.equal(*(each._fitted.features.networks(x, mask) for each in (expected, found)))
+
+
+def test_a_network_that_fails_ends_those_beside_it(monkeypatch):
     from spherescan.estimators import networks
 
-    budgets = []
+    ended, waits = threading.Event(), threading.Event()
+
+    def fit_series(model, series, plan, *, watch, **more):
+        if not waits.is_set():
+            waits.set()
+            try:
+                while True:
+                    watch(1, 0.5)
+                    time.sleep(0.001)
+            finally:
+                ended.set()
+        raise RuntimeError("not finite")
+
+    monkeypatch.setattr(networks, "fit_series", fit_series)
+    torch.set_num_threads(2)
+    made = SequenceClassifier(**QUICK | {"causal": True, "n_networks": 5})
+    with pytest.raises(RuntimeError, match="not finite"):
+        made.fit(*waves(12))
+    assert ended.is_set()
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, [4.0, 4.5, 6.0]), (3, [12.0, 12.0, 12.0])])
+def test_the_time_there_is_is_shared_by_the_networks(monkeypatch, threads, expected):
+    from spherescan.estimators import networks
+
+    budgets, begun = [], threading.Barrier(threads)
 
     def fit_series(model, series, plan, **more):
         budgets.append(plan.seconds)
+        begun.wait(60)
         now[0] += 3.0
         return model.eval()
 
@@ -557,8 +600,9 @@ def test_the_time_there_is_is_shared_by_the_networks(monkeypatch):
     monkeypatch.setattr(networks.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(networks, "fit_series", fit_series)
     settings = {"n_networks": 3, "time_budget": 12, "n_features": 84, "causal": True}
+    torch.set_num_threads(threads)
     SequenceClassifier(**settings).fit(*waves(12))
-    assert budgets == [4.0, 4.5, 6.0]
+    assert budgets == expected
 
 
 @pytest.mark.unwatched

@@ -87,13 +87,13 @@ def threads():
 
 
 @pytest.mark.parametrize(("d", "n"), [(7, 5), (7, 40), (70, 5), (600, 5)])
-def test_results_are_the_same_bits_for_any_number_of_threads(generator, threads, d, n):
+def test_results_are_the_same_bits_for_any_number_of_threads(generator, d, n):
     scan = scan_tensors(generator, batch=5, d=d, n=n)
     conv = {"x": scan["u"], "weight": torch.randn(d, 4), "bias": scan["D"]}
     norm = {"x": scan["u"], "update": scan["gate"], "weight": scan["D"]}
     results = []
     for count in (1, 2, 3, 5, 8, 8):
-        threads(count)
+        torch.set_num_threads(count)
         results.append(
             everything(scan, delta_softplus=True)
             + everything(conv, causal_conv1d)

@@ -7,6 +7,7 @@ g = f + s, d prototype dimension, k classes, e dimensions of a ridge's outputs.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,7 @@ from spherescan.features import (
     channel_statistics,
     ridge,
 )
+from spherescan.ops.threads import side_by_side
 
 # How much more than each group of fixed features what networks say may weigh.
 _WEIGHTS = (0.0, 1.0, 3.0)
@@ -355,11 +357,13 @@ def weight_of(
     some = torch.randperm(len(rows), generator=Generator().manual_seed(0))[:_ENOUGH]
     rows, wanted = rows[some], points[some]
     said = ((z - z.mean(0)) * _unit_scale(z))[some]
-    errors = {}
-    for weight in _WEIGHTS:
+
+    def error(weight: float) -> float:
         both = torch.cat([rows, (weight * said).to(rows.dtype)], 1) if weight else rows
-        errors[weight] = float((ridge(both, wanted).left_out - wanted).square().sum())
-    return min(_WEIGHTS, key=errors.__getitem__)
+        return float((ridge(both, wanted).left_out - wanted).square().sum())
+
+    errors = side_by_side([partial(error, weight) for weight in _WEIGHTS])
+    return _WEIGHTS[errors.index(min(errors))]
 
 
 def _asked(rows: Float[Tensor, "n f"], points: Float[Tensor, "n e"]) -> Ask:

@@ -7,6 +7,7 @@ q of those kept, k classes.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,7 @@ from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.saved_tensors import expect_tensor
 from spherescan.features import FixedFeatures, ridge, seen_from_below
 from spherescan.nn import separated_prototypes
+from spherescan.ops.threads import one_thread, side_by_side
 
 OF_FAMILIARITY = ("rows", "stretch", "weights", "left_out")  # tensors that a file holds
 
@@ -368,12 +370,14 @@ def _relative_weights(
         return untried
     rows, wide = rows[some], x[some].double()
     # Coordinates with the same inner products: n of them instead of f.
-    values, vectors = torch.linalg.eigh(wide @ wide.T)
+    inner = wide @ wide.T
+    with one_thread():
+        values, vectors = torch.linalg.eigh(inner)
     x = vectors * values.clamp(min=0).sqrt()
     grid = torch.tensor(list(itertools.product(_WEIGHTS, _WEIGHTS)), dtype=torch.float64)
     n_parts = min(k, _MOST_PARTS)
-    area = torch.zeros(n_parts, len(grid), dtype=torch.float64)
-    for part in range(n_parts):
+
+    def areas(part: int) -> Float[Tensor, " w"]:
         out = target % n_parts == part
         left, own = torch.unique(target[~out], return_inverse=True)
         points = separated_prototypes(len(left), len(left) - 1).points
@@ -385,9 +389,12 @@ def _relative_weights(
         telling = _Telling(kept, rows[~out], own)
         near = telling.left_out(known.argmax(1))
         away = telling.kept().distances(rows[out], strange.argmax(1), rows[~out], own)
-        for i, weights in enumerate(grid * _units(known, near)):
+        found = []
+        for weights in grid * _units(known, near):
             scores = largest_score(known) - near @ weights
-            area[part, i] = auroc(scores, largest_score(strange) - away @ weights)
-    mean = area.mean(0)
+            found.append(auroc(scores, largest_score(strange) - away @ weights))
+        return torch.tensor(found, dtype=torch.float64)
+
+    mean = torch.stack(side_by_side([partial(areas, part) for part in range(n_parts)])).mean(0)
     as_good = grid[mean >= mean.max() - _ROUNDING]
     return as_good[(as_good - untried).square().sum(1).argmin()]

@@ -20,6 +20,7 @@ from spherescan.estimators.familiarity import Familiarity
 from spherescan.estimators.saved_tensors import expect_tensor
 from spherescan.estimators.stream import ClassAnswer
 from spherescan.features import added_cosine, seen_from_below
+from spherescan.ops.threads import one_thread
 
 TENSORS = (
     "weight", "bias", "prototypes", "left_out", "target", "added_weight", "added_bias",
@@ -199,4 +200,5 @@ def _expect_spread(prototypes: Float[Tensor, "k d"]) -> None:
 
 def scale_of(left_out: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
     """Fit the scale of probabilities to series that were left out."""
-    return fit_scale(left_out, target, smoothing=laplace_smoothing(*left_out.shape))
+    with one_thread():  # some ten steps, each of which takes no time
+        return fit_scale(left_out, target, smoothing=laplace_smoothing(*left_out.shape))

@@ -4,9 +4,11 @@ Letters: n series, l length, c channels, k classes, d prototype dimension.
 """
 
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from spherescan.estimators.curves import Curve
 from spherescan.features import unit_of
 from spherescan.losses import prototype_softmax_loss
 from spherescan.nn import ModelDescription, SequenceModel
+from spherescan.ops.threads import side_by_side
 from spherescan.strict_json import typed
 from spherescan.train.in_memory import Plan, Series, fit_series, steps_for
 
@@ -201,8 +204,9 @@ class Networks(nn.Module):
             selective=settings.selective,
         )
         stride = math.ceil(x.shape[1] / _MOST_POSITIONS) if vocab_size is None else 1
-        weights = (settings.n_networks + _COPIES) * description.n_weights()
-        if vocab_size is not None and 4 * weights > memory_bytes() // 2:
+        # Of tokens weights can be what fills the memory.
+        room = memory_bytes() // 2 // (4 * description.n_weights()) - settings.n_networks
+        if vocab_size is not None and room < _COPIES:
             raise ValueError(
                 f"vocab_size is {vocab_size}; {settings.n_networks} networks of so many tokens "
                 "take more than half of this machine's memory: set n_networks=0, or number the "
@@ -217,24 +221,38 @@ class Networks(nn.Module):
         part = parts_of(target, settings.n_networks, generator=generator)
         said = torch.zeros(len(target), dim, dtype=torch.float64)
         by = torch.zeros(len(target), 1, dtype=torch.float64)
-        training = _Training(settings, clock or Clock(verbose=settings.verbose))
+        at_once = max(1, min(torch.get_num_threads(), room // _COPIES))
+        training = _Training(settings, clock or Clock(verbose=settings.verbose), at_once)
         n_left_out = _left_out_parts(settings.n_networks)
-        models: list[SequenceModel] = []
         # The first to be trained leave out parts that lie side by side: soon all are described.
-        for index in sorted(range(settings.n_networks), key=lambda i: i % n_left_out):
-            if models and ask is not None:
-                if not ask(by[:, 0] > 0, said / by.clamp(min=1)):
-                    return Learned(None, said / by.clamp(min=1), tuple(training.curves))
-                ask = ask if bool((by == 0).any()) else None
-            model = description.build(generator=generator, place=False).float()
+        order = sorted(range(settings.n_networks), key=lambda i: i % n_left_out)
+        seeds = torch.randint(2**63 - 1, (len(order),), generator=generator).tolist()
+
+        def learn(number: int) -> _Trained:
+            own = Generator().manual_seed(seeds[number])
+            model = description.build(generator=own, place=False).float()
             model.head.weight.copy_(prototypes.float())
-            is_held = (part - index) % settings.n_networks < n_left_out
+            is_held = (part - order[number]) % settings.n_networks < n_left_out
             learns, held = (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
-            models.append(training.train(model, series[learns], generator=generator))
-            said[held] += _unit_vectors(models[-1], series.x[held], series.mask[held]).double()
-            by[held] += 1
-        made.models = nn.ModuleList(models)
-        return Learned(made, said / by, tuple(training.curves))
+            model, curve = training.train(model, series[learns], number, generator=own)
+            return _Trained(
+                model, curve, held, _unit_vectors(model, series.x[held], series.mask[held])
+            )
+
+        trained: list[_Trained] = []
+        for number, each in enumerate(training.in_waves(learn)):
+            trained.append(each)
+            said[each.held] += each.said.double()
+            by[each.held] += 1
+            if ask is not None and number + 1 < len(order):
+                if not ask(by[:, 0] > 0, said / by.clamp(min=1)):
+                    break
+                ask = ask if bool((by == 0).any()) else None
+        curves = tuple(each.curve for each in trained)
+        if len(trained) < len(order):
+            return Learned(None, said / by.clamp(min=1), curves)
+        made.models = nn.ModuleList(each.model for each in trained)
+        return Learned(made, said / by, curves)
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor], plan: NetworkPlan) -> "Networks":
@@ -269,8 +287,8 @@ class Networks(nn.Module):
     ) -> Float[Tensor, "n d"]:
         """Return the mean of the unit vectors that the networks give each series, in float64."""
         x, mask = self.prepared(x, mask)
-        found = [_unit_vectors(model, x, mask).double() for model in self.each()]
-        return torch.stack(found).mean(0)
+        found = side_by_side([partial(_unit_vectors, model, x, mask) for model in self.each()])
+        return torch.stack(found).double().mean(0)
 
     def prepared(
         self, x: Float[Tensor, "n l c"] | Int[Tensor, "n l"], mask: Bool[Tensor, "n l"]
@@ -344,17 +362,39 @@ def _unit_vectors(
     return torch.cat(found)
 
 
+class _Trained(NamedTuple):
+    """A network, how it learned, which series it did not see, and what it says of them."""
+
+    model: SequenceModel
+    curve: Curve
+    held: Int[Tensor, " h"]
+    said: Float[Tensor, "h d"]
+
+
+class _Abandoned(Exception):  # noqa: N818  nothing is wrong
+    """Nobody waits for this network any more."""
+
+
 class _Training:
-    """Shares the time between networks, watches each, and tells of it."""
+    """Shares time and threads between networks, watches each, and tells of it."""
 
-    def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
-        self.settings, self.clock = settings, clock
-        self.curves: list[Curve] = []
+    def __init__(self, settings: NetworkSettings, clock: Clock, at_once: int) -> None:
+        self.settings, self.clock, self.at_once = settings, clock, at_once
+        self._stop = threading.Event()
 
-    def train(self, model: SequenceModel, series: Series, *, generator: Generator) -> SequenceModel:
+    def in_waves(self, learn: Callable[[int], _Trained]) -> Iterator[_Trained]:
+        """Train networks, a wave of them at once; of a wave nobody asks for, none is trained."""
+        n = self.settings.n_networks
+        for first in range(0, n, self.at_once):
+            wave = range(first, min(first + self.at_once, n))
+            yield from side_by_side([partial(learn, number) for number in wave], stop=self._stop)
+
+    def train(
+        self, model: SequenceModel, series: Series, number: int, *, generator: Generator
+    ) -> tuple[SequenceModel, Curve]:
         """Train one network; where it may stop early, on all of its series but a tenth."""
-        settings, n_before = self.settings, len(self.curves)
-        name = f"network {n_before + 1} of {settings.n_networks}"
+        settings = self.settings
+        name = f"network {number + 1} of {settings.n_networks}"
         watched = None
         if settings.early_stopping and len(series.target) >= _FEWEST_TO_SPLIT:
             part = parts_of(series.target, _INNER_PARTS, generator=generator)
@@ -372,14 +412,17 @@ class _Training:
         seconds = None
         if settings.time_budget is not None:
             left = settings.time_budget - self.clock.so_far
-            # What is left is shared by those to come; the first step of each is always taken.
-            seconds = max(0.0, left / (settings.n_networks - n_before))
+            # What is left is shared by waves to come; the first step of each is always taken.
+            first = number - number % self.at_once
+            seconds = max(0.0, left / math.ceil((settings.n_networks - first) / self.at_once))
         plan = Plan(steps, batch_size=batch, seconds=seconds, early_stopping=watched is not None)
         told, started = 0, time.perf_counter()
         points: list[tuple[int, float]] = []
 
         def watch(step: int, loss: float) -> None:
             nonlocal told
+            if self._stop.is_set():
+                raise _Abandoned
             points.append((step, loss))
             done = step / steps
             if seconds is not None:
@@ -393,14 +436,13 @@ class _Training:
             model, series, plan, held_out=watched, generator=generator, watch=watch
         )
         curve = _curve(points, trained, watched, scale=plan.scale)
-        self.curves.append(curve)
         if watched is not None:
             loss, share = curve.held_out.tolist()
             self.clock.tell(
                 f"{name}, weights kept, held-out loss {loss:.4f}, held-out accuracy {share:.3f}, "
                 f"{self.clock.so_far:.0f} s"
             )
-        return trained
+        return trained, curve
 
 
 def _curve(

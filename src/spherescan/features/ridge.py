@@ -5,6 +5,7 @@ Letters: n samples, f features, d dimensions of the targets, a penalties.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from spherescan.ops.threads import one_thread
 
 # Of features whose columns have a squared norm of about one for each sample.
 PENALTIES = tuple(10.0 ** (e / 2) for e in range(-8, 9))
@@ -102,7 +105,8 @@ def ridge(
     side = _BySamples if len(x) <= x.shape[1] else _ByFeatures
     system = side(centred, wanted, form)
     if every:
-        best = _best_of_all(system, penalties)
+        with one_thread() if form is _Eigenvalues else nullcontext():
+            best = _best_of_all(system, penalties)
     else:
         some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_FEW]
         part = None if weights is None else weights[some]
@@ -200,7 +204,8 @@ class _Eigenvalues:
     """(G + penalty)^-1 for many penalties, of one decomposition of G."""
 
     def __init__(self, inner: Float[Tensor, "m m"]) -> None:
-        values, self._vectors = torch.linalg.eigh(inner)
+        with one_thread():
+            values, self._vectors = torch.linalg.eigh(inner)
         self._values = values.clamp(min=0)
 
     def raised_by(self, penalty: float) -> "_Inverse":
@@ -231,8 +236,19 @@ class _Cholesky:
         return _Inverse(
             times=lambda right: torch.linalg.solve_triangular(factor, half(right), upper=True),
             squares=lambda right: half(right).square().sum(0),
-            diagonal=lambda: torch.cholesky_inverse(factor, upper=True, out=factor).diagonal(),
+            diagonal=lambda: _diagonal_of_inverse(factor.T),
         )
+
+
+def _diagonal_of_inverse(lower: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
+    """Return that of (L L^T)^-1: the squares of L^-1, whose columns begin with zeros, summed."""
+    found = []
+    for first in range(0, len(lower), _AT_ONCE):
+        rest = lower[first:, first:]
+        unit = torch.eye(len(rest), min(_AT_ONCE, len(rest)), dtype=lower.dtype)
+        solved = torch.linalg.solve_triangular(rest, unit, upper=False)
+        found.append(solved.square().sum(0))
+    return torch.cat(found)
 
 
 class _Inverse(NamedTuple):
@@ -241,7 +257,7 @@ class _Inverse(NamedTuple):
     Attributes:
         times: It times columns.
         squares: c^T inverse c of each column c.
-        diagonal: Its diagonal; to be asked for last, as the others may then be used up.
+        diagonal: Its diagonal.
     """
 
     times: Callable[[Tensor], Tensor]

@@ -12,6 +12,8 @@ from spherescan.ops import native
 from spherescan.ops.form import form_for, only_operators, records_gradient
 
 _KERNELS, _IN_GROUP, _TAPS = 84, 8, 9
+# Positions times features that one thread reads in a tenth of a millisecond or two.
+_LEAST_SHARED = 1 << 18
 
 
 def has_kernel(x: Tensor, parameters: Tensor) -> bool:
@@ -118,7 +120,7 @@ def _call(
         kernels=kernels,
         most_picked=most,
         dilation=min(dilation, length),  # the taps at the sides see nothing in either case
-        threads=native.threads(),
+        threads=native.threads() if out.numel() * length >= _LEAST_SHARED else 1,
         simd=native.simd(),
         x=native.dense("x", x, (b, c, length), torch.float32),
         lengths=native.dense("lengths", lengths, (b,), torch.int64),
