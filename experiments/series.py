@@ -35,6 +35,7 @@ NAMES = (
     "Trace",
 )  # fmt: skip
 Data = tuple[Any, np.ndarray]
+THREADS = torch.get_num_threads()  # numba, which aeon uses, sets it to the number of cores
 
 
 def folder_of(package: str) -> Path:
@@ -86,6 +87,7 @@ def of_one_length(train: Any, test: Any) -> tuple[Any, Any]:
 
 def timed(make: Callable[[int], Any], train: Data, test: Data, seed: int) -> tuple[float, ...]:
     """Return accuracy, seconds of fitting, seconds of predicting, and calibration error."""
+    torch.set_num_threads(THREADS)
     began = time.process_time()
     model = make(seed).fit(*train)
     fitted = time.process_time()
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(NAMES))
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.seeds} seeds")
+    print(f"torch {torch.__version__}, {THREADS} threads, {options.seeds} seeds")
     print("| set | train / test | accuracy (range) | fit, predict, s | calibration error "
           "| MiniRocket of aeon (range) | fit, predict, s |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
