@@ -103,7 +103,7 @@ def test_of_equally_good_penalties_the_largest_is_taken():
 
 
 def test_what_cannot_be_fitted_is_refused():
-    with pytest.raises(TypeError, match=r"targets of torch.int64"):
+    with pytest.raises(TypeError, match=r"target has dtype torch.int64"):
         getattr(ridge, "__wrapped__", ridge)(torch.ones(3, 2), torch.eye(3).long())
     with pytest.raises(ValueError, match="got 1 samples"):
         ridge(torch.ones(1, 2), torch.ones(1, 1))

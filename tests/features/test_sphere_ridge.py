@@ -71,7 +71,7 @@ def test_values_that_are_all_the_same_are_learnt():
 
 
 def test_a_target_that_is_a_whole_number_is_refused():
-    with pytest.raises(TypeError, match=r"targets of torch.int64"):
+    with pytest.raises(TypeError, match=r"target has dtype torch.int64"):
         getattr(sphere_ridge, "__wrapped__", sphere_ridge)(torch.ones(3, 2), torch.zeros(3).long())
 
 

@@ -82,7 +82,7 @@ def test_gradients_that_are_no_floating_point_numbers_are_refused(name, dtype):
     """Weights of 1/4 and 3/4 would be rounded to 0."""
     rows = torch.tensor([[1, 0], [-1, 1]]).to(dtype)
     aggregate = build(name)
-    with pytest.raises(TypeError, match=rf"gradients are {dtype}; .*float\(\) first"):
+    with pytest.raises(TypeError, match=rf"jacobian has dtype {dtype}; .*float\(\)"):
         aggregate(rows)
     # Nothing was taken from them either.
     assert torch.equal(aggregate(rows.float()), build(name)(rows.float()))

@@ -148,6 +148,6 @@ def test_invalid_calls_are_refused():
 def test_losses_that_are_no_floating_point_numbers_are_refused():
     """Weights have the type of the losses: both would be 0 or 1."""
     weigh = GradNorm()
-    with pytest.raises(TypeError, match=r"losses are torch\.int64"):
+    with pytest.raises(TypeError, match=r"losses has dtype torch\.int64"):
         weigh(torch.tensor([1, 2]), torch.tensor([3.0, 1.0]))
     assert not weigh.begun

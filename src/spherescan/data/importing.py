@@ -109,8 +109,10 @@ def open_tokens(
             that is missing or differs.
         StorageError: The disk refused to keep the imported text.
     """
-    if path.is_dir() and (extension is None or (path / INDEX).exists()):
-        _expect_index(path)
+    has_index = (path / INDEX).exists()
+    if path.is_dir() and (extension is None or has_index):
+        if not has_index:
+            _refuse_files_without_index(path)
         data = open_shards(path)
         if vocab_size not in {None, "auto", data.vocab_size}:
             raise DataError(
@@ -128,14 +130,12 @@ def open_tokens(
     )
 
 
-def _expect_index(path: Path) -> None:
+def _refuse_files_without_index(path: Path) -> None:
     """Tell a folder of files that could be tokens from one of shards.
 
     Raises:
-        DataError: It has no index, but such files.
+        DataError: It has such files.
     """
-    if (path / INDEX).exists():
-        return
     ending = next((end for end in TOKEN_READERS for _ in path.glob(f"*{end}")), None)
     if ending is not None:
         raise DataError(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from spherescan.ops.argument import expect_numbers
 from spherescan.ops.threads import one_thread
 
 # Of features whose columns have a squared norm of about one for each sample.
@@ -88,7 +89,7 @@ def ridge(
         >>> fitted.weight, fitted.bias
         (tensor([[2.0000]]), tensor([1.0000]))
     """
-    expect_floating(target)
+    expect_numbers("target", target)
     if len(x) < 2:
         raise ValueError(f"got {len(x)} samples; at least two are needed to leave one out")
     if not penalties or min(penalties) <= 0:
@@ -125,16 +126,6 @@ def ridge(
         best.penalty,
         (goal - best.unseen / root[:, None]).to(target.dtype),
     )
-
-
-def expect_floating(target: Tensor) -> None:
-    """Check that targets are floating-point numbers.
-
-    Raises:
-        TypeError: They are not.
-    """
-    if not target.is_floating_point():
-        raise TypeError(f"got targets of {target.dtype}; make them float32 or float64")
 
 
 def products(x: Float[Tensor, "m f"], weight: Float[Tensor, "f d"]) -> Float[Tensor, "m d"]:

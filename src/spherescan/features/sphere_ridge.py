@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.features.ridge import PENALTIES, expect_floating, products, ridge
+from spherescan.features.ridge import PENALTIES, products, ridge
+from spherescan.ops.argument import expect_numbers
 
 _MOST_STEPS = 50
 _STEP_SIZES = tuple(0.5**i for i in range(12))  # a tangent can promise more than the cosine gives
@@ -77,7 +78,7 @@ def sphere_ridge(
         >>> bool((fitted(x) - 0.8 * x[:, 0]).abs().max() < 0.1)
         True
     """
-    expect_floating(target)
+    expect_numbers("target", target)
     goal = target.double()
     if not bool((goal.abs() < 1).all()):
         raise ValueError("got a target that is not between -1 and 1; widen the range of values")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherescan.surgery.gram import check_floating
+from spherescan.ops.argument import expect_numbers
 
 
 class GradNorm:
@@ -73,7 +73,7 @@ class GradNorm:
             ValueError: Another number of objectives than before; a loss that is negative, or not
                 positive in the first call; a negative length; anything not finite.
         """
-        check_floating("losses", losses)
+        expect_numbers("losses", losses)
         values, lengths = _checked("losses", losses), _checked("norms", norms)
         if not self._first:
             if not min(values) > 0:

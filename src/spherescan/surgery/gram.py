@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherescan.ops.argument import expect_numbers
+
 # Columns converted to float64 at a time: 512 KB a row stay in the cache and bound the memory.
 _COLUMNS = 1 << 16
 # Below it the square of a gradient is denormal, has lost digits, and is read as zero.
@@ -33,19 +35,6 @@ class Rows(NamedTuple):
     cosines: list[list[float]]
 
 
-def check_floating(name: str, values: Tensor) -> None:
-    """Refuse integers, in whose type the fractions of a direction or of weights would be lost.
-
-    Raises:
-        TypeError: Anything but floating-point numbers.
-    """
-    if not values.is_floating_point():
-        raise TypeError(
-            f"{name} are {values.dtype}; surgery needs floating-point numbers: pass them through "
-            "float() first"
-        )
-
-
 def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
     """Compute all inner products of the gradients, in float64.
 
@@ -57,7 +46,7 @@ def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
     Raises:
         TypeError: Gradients that are no floating-point numbers.
     """
-    check_floating("gradients", jacobian)
+    expect_numbers("jacobian", jacobian)
     first, *others = torch.split(jacobian.detach(), _COLUMNS, dim=1)
     wide = first.double()
     gram = wide @ wide.T

@@ -6,16 +6,16 @@ Letters: t objectives, p parameters.
 from jaxtyping import Float
 from torch import Tensor
 
-from spherescan.surgery.gram import check_floating
+from spherescan.ops.argument import expect_numbers
 
 
 def mean_gradient(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
     """Average the gradients."""
-    check_floating("gradients", jacobian)
+    expect_numbers("jacobian", jacobian)
     return jacobian.mean(dim=0)
 
 
 def sum_gradients(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
     """Add the gradients, as the backward pass of a sum of losses does."""
-    check_floating("gradients", jacobian)
+    expect_numbers("jacobian", jacobian)
     return jacobian.sum(dim=0)
