@@ -30,15 +30,6 @@ else:
     made.predict_open(X[:1])
 print(time.perf_counter() - began)
 """
-_EIGENVALUES = """
-import time, torch
-x = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-x = x @ x.T
-torch.linalg.eigh(x)
-began = time.perf_counter()
-torch.linalg.eigh(x)
-print(time.perf_counter() - began)
-"""
 _TRAIN = """
 import sys, time
 from spherescan.cli import main
@@ -49,7 +40,6 @@ print(time.perf_counter() - began)
 """
 _SPINS_OF_TORCH = {"GOMP_SPINCOUNT": "300000"}  # what GNU's OpenMP has by itself
 ROWS: dict[str, tuple[str, list[str], dict[str, str]]] = {
-    "eigenvalues of 300 x 300 by torch": (_EIGENVALUES, [], {}),
     "`SequenceClassifier().fit`, 270 series": (_FIT, ["fit"], {}),
     "one answer": (_FIT, ["predict"], {}),
     "`spherescan train`, 50 steps, torch's waiting": (_TRAIN, [], _SPINS_OF_TORCH),
