@@ -70,6 +70,13 @@ def test_tasks_are_done_at_once_on_one_thread_each(threads, n_tasks):
     assert torch.get_num_threads() == threads
 
 
+def test_small_tasks_are_done_here():
+    torch.set_num_threads(2)
+    tasks = [lambda: (threading.get_ident(), torch.get_num_threads())] * 3
+    assert side_by_side(tasks, at_most=1) == [(threading.get_ident(), 1)] * 3
+    assert torch.get_num_threads() == 2
+
+
 def test_a_task_that_fails_stops_those_that_look_and_those_to_come():
     torch.set_num_threads(2)
     stop, begun = threading.Event(), []

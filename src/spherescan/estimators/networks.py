@@ -35,6 +35,8 @@ _BATCH = 64
 _BATCH_OF_MANY, _MANY = 32, 1000
 # And positions: sequences of tokens are of any length.
 _POSITIONS = _BATCH * _MOST_POSITIONS
+# Positions from which on the networks answer side by side.
+_LEAST_SHARED = 512
 # The weights of the network that is trained: they, their gradient, two moments, and their mean.
 _COPIES = 5
 # Of the series of a network, what early stopping looks at.
@@ -287,7 +289,8 @@ class Networks(nn.Module):
     ) -> Float[Tensor, "n d"]:
         """Return the mean of the unit vectors that the networks give each series, in float64."""
         x, mask = self.prepared(x, mask)
-        found = side_by_side([partial(_unit_vectors, model, x, mask) for model in self.each()])
+        tasks = [partial(_unit_vectors, model, x, mask) for model in self.each()]
+        found = side_by_side(tasks, at_most=1 if mask.numel() < _LEAST_SHARED else None)
         return torch.stack(found).double().mean(0)
 
     def prepared(

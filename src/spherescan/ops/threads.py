@@ -52,7 +52,10 @@ def one_thread() -> Iterator[None]:
 
 
 def side_by_side(
-    tasks: Sequence[Callable[[], T]], *, stop: threading.Event | None = None
+    tasks: Sequence[Callable[[], T]],
+    *,
+    at_most: int | None = None,
+    stop: threading.Event | None = None,
 ) -> list[T]:
     """Do independent tasks, as many at once as torch has threads, each on one thread.
 
@@ -61,6 +64,7 @@ def side_by_side(
     Args:
         tasks: What to do. With a single thread or task they are done here, else by other threads
             of Python, in which gradients and autocast are as torch has them at first.
+        at_most: How many at once; 1 for tasks so small that to begin a thread costs as much.
         stop: Set when one has failed or this thread is interrupted, for those that look at it.
 
     Returns:
@@ -69,13 +73,13 @@ def side_by_side(
     Raises:
         BaseException: What one of them has raised.
     """
-    n = min(torch.get_num_threads(), len(tasks))
+    n = min(at_most or len(tasks), len(tasks), torch.get_num_threads())
     with one_thread():
         if n <= 1:
             return [task() for task in tasks]
         with ThreadPoolExecutor(n) as pool:
-            found = [pool.submit(task) for task in tasks]
             try:
+                found = [pool.submit(task) for task in tasks]
                 for each in wait(found, return_when=FIRST_EXCEPTION).done:
                     each.result()
                 return [each.result() for each in found]
