@@ -30,17 +30,22 @@ def test_one_thread_for_a_while_also_when_it_fails():
 @pytest.mark.parametrize("first_leaves_first", [True, False])
 def test_two_at_a_time_leave_torch_as_it_was(first_leaves_first):
     torch.set_num_threads(3)
-    events = {name: threading.Event() for name in ("inside", "leave", "left")}
+    events = {name: threading.Event() for name in ("begin", "inside", "leave", "left")}
 
     def other():
+        assert torch.get_num_threads() == 3
+        events["begin"].set()
+        assert main_inside.wait(60)
         with one_thread():
             events["inside"].set()
             assert events["leave"].wait(60)
         events["left"].set()
 
-    thread = threading.Thread(target=other)
+    main_inside, thread = threading.Event(), threading.Thread(target=other)
+    thread.start()
+    assert events["begin"].wait(60)
     with one_thread():
-        thread.start()
+        main_inside.set()
         assert events["inside"].wait(60)
         if not first_leaves_first:
             events["leave"].set()
@@ -52,6 +57,26 @@ def test_two_at_a_time_leave_torch_as_it_was(first_leaves_first):
     events["leave"].set()
     thread.join(60)
     assert torch.get_num_threads() == 3
+    assert in_new_thread(torch.get_num_threads) == 3
+
+
+def test_a_thread_that_began_meanwhile_leaves_torch_as_it_was():
+    torch.set_num_threads(3)
+    began, goes_on = threading.Event(), threading.Event()
+
+    def other():
+        torch.get_num_threads()
+        began.set()
+        assert goes_on.wait(60)
+        with one_thread():
+            pass
+
+    thread = threading.Thread(target=other)
+    with one_thread():
+        thread.start()
+        assert began.wait(60)
+    goes_on.set()
+    thread.join(60)
     assert in_new_thread(torch.get_num_threads) == 3
 
 

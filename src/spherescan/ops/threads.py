@@ -28,10 +28,13 @@ class _Process:
 def one_thread() -> Iterator[None]:
     """Let torch compute on one thread for a while.
 
-    The count belongs to a thread of Python, but new ones get the last that was set, and so do
-    matrix products of all of them. So the last to leave restores that too.
+    The count belongs to a thread of Python, but new ones begin with the last that was set
+    anywhere. So the last to leave restores that too; those that began meanwhile stay at one.
     """
     own = torch.get_num_threads()
+    if own == 1:
+        yield
+        return
     with _Process.lock:
         if not _Process.inside:
             _Process.before = own
