@@ -95,7 +95,8 @@ def _let_threads_sleep() -> None:
     """Have threads of torch go to sleep when they have waited for each other for a while.
 
     By default they hold their core for milliseconds, which on a machine with other programs is
-    what keeps the one they wait for from running. Read by GNU's OpenMP when torch is loaded.
+    what keeps the one they wait for from running. GNU's OpenMP reads it when torch is loaded, so
+    it is set for this process and its children.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)

@@ -131,5 +131,7 @@ def test_integers_are_refused():
         (rust_trainer.cagradstep, (0.5, 0.0)),
         (rust_trainer.gradnorm_ff_scale, (0.2, 0.0)),
     ):
-        with pytest.raises(TypeError, match=r"jacobian has dtype torch\.int64"):
+        with pytest.raises(TypeError, match=r"grad_ff has dtype torch\.int64"):
             function(*rows, *more)
+        with pytest.raises(TypeError, match=r"grad_bp has dtype torch\.int64"):
+            function(rows[0].float(), rows[1], *more)

@@ -109,7 +109,7 @@ def open_tokens(
             that is missing or differs.
         StorageError: The disk refused to keep the imported text.
     """
-    has_index = (path / INDEX).exists()
+    has_index = path.is_dir() and (path / INDEX).exists()
     if path.is_dir() and (extension is None or has_index):
         if not has_index:
             _refuse_files_without_index(path)

@@ -16,42 +16,38 @@ import torch
 T = TypeVar("T")
 
 
-class _Process:
-    """How many are inside `one_thread`, and how many threads torch had before the first."""
-
-    lock = threading.Lock()
-    inside = 0
-    before = 1
+_changing = threading.Lock()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread for a while.
-
-    The count belongs to a thread of Python, but new ones begin with the last that was set
-    anywhere. So the last to leave restores that too; those that began meanwhile stay at one.
-    """
+    """Let torch compute on one thread for a while, in this thread of Python and in no other."""
     own = torch.get_num_threads()
     if own == 1:
         yield
         return
-    with _Process.lock:
-        if not _Process.inside:
-            _Process.before = own
-        _Process.inside += 1
-        torch.set_num_threads(1)
     try:
+        _set_own(1)
         yield
     finally:
-        with _Process.lock:
-            _Process.inside -= 1
-            torch.set_num_threads(own)
-            of_others = 1 if _Process.inside else _Process.before
-            if of_others != own:
-                # In a thread that ends: it leaves the count of this one as it is.
-                setter = threading.Thread(target=torch.set_num_threads, args=(of_others,))
-                setter.start()
-                setter.join()
+        _set_own(own)
+
+
+def _set_own(count: int) -> None:
+    """Set how many threads torch has in this thread of Python.
+
+    torch also keeps the last count that was set anywhere, with which new threads begin: one that
+    ends at once puts that back.
+    """
+    with _changing, ThreadPoolExecutor(1) as elsewhere:
+        of_new = elsewhere.submit(torch.get_num_threads).result()
+        torch.set_num_threads(count)
+        elsewhere.submit(torch.set_num_threads, of_new).result()
+
+
+def _alone(task: Callable[[], T]) -> T:
+    with one_thread():
+        return task()
 
 
 def side_by_side(
@@ -68,7 +64,8 @@ def side_by_side(
         tasks: What to do. With a single thread or task they are done here, else by other threads
             of Python, in which gradients and autocast are as torch has them at first.
         at_most: How many at once; 1 for tasks so small that to begin a thread costs as much.
-        stop: Set when one has failed or this thread is interrupted, for those that look at it.
+        stop: Set when one of several at once has failed or this thread is interrupted, for those
+            that look at it.
 
     Returns:
         What they return, in their order.
@@ -77,17 +74,17 @@ def side_by_side(
         BaseException: What one of them has raised.
     """
     n = min(at_most or len(tasks), len(tasks), torch.get_num_threads())
-    with one_thread():
-        if n <= 1:
+    if n <= 1:
+        with one_thread():
             return [task() for task in tasks]
-        with ThreadPoolExecutor(n) as pool:
-            try:
-                found = [pool.submit(task) for task in tasks]
-                for each in wait(found, return_when=FIRST_EXCEPTION).done:
-                    each.result()
-                return [each.result() for each in found]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                if stop is not None:
-                    stop.set()
-                raise
+    with ThreadPoolExecutor(n) as pool:
+        try:
+            found = [pool.submit(_alone, task) for task in tasks]
+            for each in wait(found, return_when=FIRST_EXCEPTION).done:
+                each.result()
+            return [each.result() for each in found]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if stop is not None:
+                stop.set()
+            raise

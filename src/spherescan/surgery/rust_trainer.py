@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherescan.ops.argument import expect_numbers
 from spherescan.surgery.gram import gram_matrix
 
 
@@ -26,6 +27,7 @@ def pcgrad(
         f - <f, b> / (|b|^2 + max(epsilon, 0)) b      otherwise
 
     Raises:
+        TypeError: Gradients that are no floating-point numbers.
         ValueError: Unequal lengths.
     """
     return cagradstep(grad_ff, grad_bp, 1.0, epsilon)
@@ -39,6 +41,7 @@ def gradnorm_ff_scale(
         exp(alpha |f / (|f| + epsilon) - b / (|b| + epsilon)|)
 
     Raises:
+        TypeError: Gradients that are no floating-point numbers.
         ValueError: Unequal lengths.
 
     Notes:
@@ -56,6 +59,7 @@ def cagradstep(
         f - max(lam, 0) <f, b> / (|b|^2 + max(epsilon, 0)) b       otherwise
 
     Raises:
+        TypeError: Gradients that are no floating-point numbers.
         ValueError: Unequal lengths.
     """
     amount = _correction(_products(grad_ff, grad_bp), lam, epsilon)
@@ -156,6 +160,8 @@ def _two(jacobian: Tensor) -> _Products:
 
 
 def _products(grad_ff: Tensor, grad_bp: Tensor) -> _Products:
+    expect_numbers("grad_ff", grad_ff)
+    expect_numbers("grad_bp", grad_bp)
     if grad_ff.shape != grad_bp.shape:
         raise ValueError(
             f"the local gradient has {len(grad_ff)} elements and that of backprop "
