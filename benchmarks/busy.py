@@ -11,7 +11,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +30,14 @@ else:
 print(time.perf_counter() - began)
 """
 _TRAIN = """
-import sys, time
+import sys, tempfile, time
 from spherescan.cli import main
-began = time.perf_counter()
 data = ["--data.train", "sample:JapaneseVowels_TRAIN.ts"]
-main(["train", *data, "--quiet", "--run.steps", "50", *sys.argv[1:]])
-print(time.perf_counter() - began)
+with tempfile.TemporaryDirectory() as folder:
+    run = ["--quiet", "--run.steps", "50", "--run.dir", f"{folder}/run"]
+    began = time.perf_counter()
+    main(["train", *data, *run, *sys.argv[1:]])
+    print(time.perf_counter() - began)
 """
 _SPINS_OF_TORCH = {"GOMP_SPINCOUNT": "300000"}  # what GNU's OpenMP has by itself
 ROWS: dict[str, tuple[str, list[str], dict[str, str]]] = {
@@ -62,16 +63,13 @@ def another_program() -> Iterator[None]:
 
 def seconds(program: str, arguments: list[str], environment: dict[str, str]) -> float:
     """Return what a program prints last."""
-    with tempfile.TemporaryDirectory() as folder:
-        if program is _TRAIN:
-            arguments = [*arguments, "--run.dir", f"{folder}/run"]
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return float(done.stdout.split()[-1])
 
 

@@ -109,8 +109,9 @@ def open_tokens(
             that is missing or differs.
         StorageError: The disk refused to keep the imported text.
     """
-    has_index = path.is_dir() and (path / INDEX).exists()
-    if path.is_dir() and (extension is None or has_index):
+    is_folder = path.is_dir()
+    has_index = is_folder and (path / INDEX).exists()
+    if is_folder and (extension is None or has_index):
         if not has_index:
             _refuse_files_without_index(path)
         data = open_shards(path)
@@ -120,7 +121,7 @@ def open_tokens(
                 "model or data.vocab_size; give shards with it, or train without data.vocab_size"
             )
         return data
-    files = _files_in(path, str(extension)) if path.is_dir() else [path]
+    files = _files_in(path, str(extension)) if is_folder else [path]
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the path")
     if vocab_size is None:
