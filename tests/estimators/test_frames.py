@@ -136,6 +136,24 @@ def test_the_unit_of_values_does_not_matter(frames):
         np.testing.assert_allclose(made.decision_function(unit * X), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("settings", [{}, {"causal": True, "max_steps": 2}])
+@pytest.mark.parametrize("made_of", [SequenceClassifier, SequenceRegressor])
+def test_a_channel_that_never_moved_in_training_says_nothing(frames, settings, made_of, tmp_path):
+    X = np.stack([frame.to_numpy().T for frame in frames[0]])
+
+    def with_level(level):
+        return np.concatenate([X, np.full_like(X[:, :1], level)], 1)
+
+    quick = {"n_features": 84, "random_state": 0, "missing": "mask"} | settings
+    made = made_of(**quick).fit(with_level(0.1), frames[1])
+    made.save(tmp_path / "saved.safetensors")
+    saved = made_of.load(tmp_path / "saved.safetensors")
+    expected = made.predict(with_level(0.1))
+    for level in (np.float32(0.1), 0.1000000001, 3e38, np.nan):
+        np.testing.assert_array_equal(made.predict(with_level(level)), expected)
+        np.testing.assert_array_equal(saved.predict(with_level(level)), expected)
+
+
 @pytest.mark.unwatched
 def test_single_numbers_and_labels_are_asked_for(fitted, frames):
     X, y = frames

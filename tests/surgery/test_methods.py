@@ -112,6 +112,14 @@ def test_nash_mtl_converges_where_full_newton_steps_do_not():
     torch.testing.assert_close(alpha * (gram @ alpha), torch.ones(6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("t", [23, 24, 50, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nash_mtl_of_many_gradients_without_a_common_direction_is_zero(t, dtype, generator):
+    jacobian = torch.randn(t, 3, generator=generator, dtype=dtype)
+    assert (jacobian @ torch.randn(3, 10000, generator=generator, dtype=dtype) < 0).any(0).all()
+    assert not nash_mtl(jacobian).any()
+
+
 @pytest.mark.unwatched
 @pytest.mark.parametrize("angle", [1e-4, 1e-7, 1e-10])
 @pytest.mark.parametrize("sign", [1.0, -1.0])

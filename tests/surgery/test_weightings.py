@@ -112,9 +112,17 @@ def test_two_objectives_of_very_different_scale_are_learned_together(generator):
     assert 0.5 < to_a / to_b < 2
 
 
-def test_the_weight_of_a_zero_gradient_gains_only_what_others_lose():
-    weights = GradNorm(rate=0.1)(torch.ones(2), torch.tensor([1.0, 0.0]))
-    assert (weights[1] / weights[0]).item() == pytest.approx(math.exp(0.1))
+def test_an_objective_without_gradient_takes_no_part():
+    """Else the others would lose all their weight to it, which nothing comes of."""
+    weigh, without = GradNorm(), GradNorm()
+    for _ in range(400):
+        weights = weigh(torch.ones(3), torch.tensor([10.0, 0.0, 1.0]))
+        alone = without(torch.ones(2), torch.tensor([10.0, 1.0]))
+    assert weights[1] == 1
+    torch.testing.assert_close(weights[[0, 2]], alone)
+    weights = weigh(torch.ones(3), torch.tensor([10.0, 3.0, 1.0]))  # it has one again
+    assert weights[1] != 1
+    assert weights.sum().item() == pytest.approx(3)
 
 
 def test_gradients_that_vanish_change_nothing():
@@ -127,9 +135,15 @@ def test_gradients_that_vanish_change_nothing():
 def test_invalid_calls_are_refused():
     with pytest.raises(ValueError, match="alpha is -1"):
         GradNorm(alpha=-1.0)
-    with pytest.raises(ValueError, match="rate is 0"):
-        GradNorm(rate=0.0)
+    with pytest.raises(ValueError, match="alpha is inf"):
+        GradNorm(alpha=math.inf)
+    for rate in (0.0, 2.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="rate is"):
+            GradNorm(rate=rate)
     weigh = GradNorm()
+    for losses, norms in ((2, 1), (1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="wanted one of each for every objective"):
+            weigh.__call__.__wrapped__(weigh, torch.ones(losses), torch.ones(norms))
     with pytest.raises(ValueError, match=r"the first losses are .*must be positive"):
         weigh(torch.tensor([1.0, 0.0]), torch.ones(2))
     with pytest.raises(ValueError, match=r"losses are .*not negative"):

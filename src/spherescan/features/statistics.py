@@ -17,6 +17,8 @@ N_STATISTICS = 4  # of each channel
 LEAST_DEVIATION = 1e-2
 # The square root of the smallest normal number, and some room.
 _LEAST_UNIT = 1e-140
+# Of the largest absolute value of a channel; a second of a time since 1970 is far above.
+_ROUNDING = 1e-12
 # A channel that never moves has no spread to take the logarithm of.
 _NO_SPREAD = 1e-6
 
@@ -49,17 +51,24 @@ def channel_statistics(
 
 
 def unit_of(values: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
-    """Return the standard deviation of each channel in float64; 1 of one that never moves."""
+    """Return the standard deviation of each channel in float64, by which it is divided.
+
+    A channel that never moves, but for rounding, says nothing of classes, and nobody knows by how
+    much it may move: its unit is so large that it always is 0.
+    """
     wide = values.double()
     deviation = wide.std(0, correction=0)
-    if bool((deviation >= _LEAST_UNIT).all()):
-        return deviation
-    # Squares of values so small have lost their digits.
-    apart = (wide - wide.mean(0)).abs()
-    largest = apart.amax(0).clamp(min=torch.finfo(torch.float64).tiny)
-    scaled = largest * (apart / largest).square().mean(0).sqrt()
-    found = torch.where(deviation >= _LEAST_UNIT, deviation, scaled)
-    return torch.where(found >= torch.finfo(torch.float64).tiny, found, 1.0)
+    if not bool((deviation >= _LEAST_UNIT).all()):
+        # Squares of values so small have lost their digits.
+        apart = (wide - wide.mean(0)).abs()
+        largest = apart.amax(0).clamp(min=torch.finfo(torch.float64).tiny)
+        scaled = largest * (apart / largest).square().mean(0).sqrt()
+        deviation = torch.where(deviation >= _LEAST_UNIT, deviation, scaled)
+    # Of equal values too it is rarely 0: their mean is rounded.
+    low, high = wide.aminmax(dim=0)
+    rounding = _ROUNDING * torch.maximum(low.abs(), high.abs())
+    least = rounding.clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(high - low > least, deviation, torch.finfo(torch.float64).max)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

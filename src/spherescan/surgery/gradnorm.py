@@ -19,7 +19,7 @@ class GradNorm:
 
         r_i = (L_i / L_i(first)) / mean_j (L_j / L_j(first))
         target_i = mean_j (w_j n_j) r_i^alpha
-        log w_i -= rate sign(w_i n_i - target_i),  then  w *= t / sum_i w_i
+        log w_i -= rate sign(w_i n_i - target_i),  then scaled so that sum_i w_i = t
 
     The sign is that of the gradient of sum_i |w_i n_i - target_i| with the targets held.
 
@@ -28,7 +28,8 @@ class GradNorm:
 
     Notes:
         The paper leaves the update rule open; the sign on log w keeps weights positive whatever
-        the scales of the gradients are. The weight of a zero gradient is not changed directly.
+        the scales of the gradients are. An objective whose gradient is zero takes no part: no
+        weight would give it a share, and the others would end at none. Its weight stays.
 
     Example:
         >>> weigh = GradNorm(rate=0.1)
@@ -47,12 +48,12 @@ class GradNorm:
             rate: Relative change of a weight per call. The paper uses 0.025.
 
         Raises:
-            ValueError: A negative alpha, or a rate that is not positive.
+            ValueError: An alpha that is negative or not finite, or a rate outside 0..1.
         """
-        if not alpha >= 0:
-            raise ValueError(f"alpha is {alpha}; it must not be negative")
-        if not rate > 0:
-            raise ValueError(f"rate is {rate}; it must be positive")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha is {alpha}; it must be finite and not negative")
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate is {rate}; it must be above 0 and at most 1")
         self._alpha = alpha
         self._rate = rate
         self._first: list[float] = []
@@ -70,10 +71,16 @@ class GradNorm:
 
         Raises:
             TypeError: Losses that are no floating-point numbers, whose type weights have.
-            ValueError: Another number of objectives than before; a loss that is negative, or not
-                positive in the first call; a negative length; anything not finite.
+            ValueError: Another number of objectives than before, or of lengths than of losses; a
+                loss that is negative, or not positive in the first call; a negative length;
+                anything not finite.
         """
         expect_numbers("losses", losses)
+        if losses.ndim != 1 or norms.shape != losses.shape or not len(losses):
+            raise ValueError(
+                f"losses have the shape {tuple(losses.shape)}, norms {tuple(norms.shape)}; wanted "
+                "one of each for every objective"
+            )
         values, lengths = _checked("losses", losses), _checked("norms", norms)
         if not self._first:
             if not min(values) > 0:
@@ -110,13 +117,20 @@ class GradNorm:
         left = [loss / first for loss, first in zip(losses, self._first, strict=True)]
         slowness = [share * t / sum(left) if any(left) else 1.0 for share in left]
         weighted = [weight * norm for weight, norm in zip(self._weights, norms, strict=True)]
-        mean = sum(weighted) / t
-        moved = []
-        for weight, length, slow in zip(self._weights, weighted, slowness, strict=True):
-            excess = length - mean * slow**self._alpha
-            sign = math.copysign(1.0, excess) if length and excess else 0.0
-            moved.append(weight * math.exp(-self._rate * sign))
-        self._weights = [t * weight / sum(moved) for weight in moved]
+        live = [i for i in range(t) if weighted[i]]
+        if not live:
+            return
+        mean = sum(weighted) / len(live)
+        moved = list(self._weights)
+        for i in live:
+            excess = weighted[i] - mean * slowness[i] ** self._alpha
+            sign = math.copysign(1.0, excess) if excess else 0.0
+            moved[i] *= math.exp(-self._rate * sign)
+        rest = t - sum(moved[i] for i in range(t) if not weighted[i])
+        total = sum(moved[i] for i in live)
+        self._weights = [
+            rest * weight / total if weighted[i] else weight for i, weight in enumerate(moved)
+        ]
 
 
 class EqualWeights:
