@@ -25,13 +25,12 @@ def test_pieces_have_the_statistics_of_the_whole(sizes, offset):
 
 @pytest.mark.parametrize("n", [1, 10, 1000, 3000])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 0.7, 20.1, -1e-9, 1e30, 1e-300])
-def test_a_channel_that_never_moves_has_no_unit(n, value):
+def test_the_unit_of_a_channel_that_never_moves_is_its_size(n, value):
     """The mean of equal values is rarely that value: their deviation is rounding, not 0."""
     values = torch.full((n, 1), value, dtype=torch.float64)
-    assert unit_of(values) == torch.finfo(torch.float64).max
-    last_bit = torch.nextafter(values[0], torch.tensor([torch.inf], dtype=torch.float64))
-    values[0] = last_bit.clamp(max=2 * values.abs().max())
-    assert unit_of(values) == torch.finfo(torch.float64).max
+    assert unit_of(values) == (abs(value) or 1)
+    values[0] *= 1 + 2**-52
+    assert unit_of(values).item() == pytest.approx(abs(value) or 1, rel=1e-15)
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e-30, 1.0, 1e30])

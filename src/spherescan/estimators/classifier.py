@@ -27,6 +27,7 @@ from spherescan.calibration import (
 )
 from spherescan.estimators.base import CURVES, FEATURES, SeriesEstimator
 from spherescan.estimators.clock import Clock
+from spherescan.estimators.copies import warn_of_copies
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.familiarity import OF_FAMILIARITY, Familiarity, Kept
 from spherescan.estimators.fitted_classifier import (
@@ -558,6 +559,9 @@ class SequenceClassifier(ClassifierMixin, SeriesEstimator):
         target: Int[Tensor, " n"],
         points: Float[Tensor, "k e"],
     ) -> "SequenceClassifier":
+        warn_of_copies(
+            features.of_no_network(rows), too_good="what predict_open and predict_set say"
+        )
         fitted = ridge(features.of_ridge(rows), points[target])
         prototypes = seen_from_below(points)
         left_out = seen_from_below(fitted.left_out) @ prototypes.T

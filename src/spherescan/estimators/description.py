@@ -280,6 +280,13 @@ class SeriesFeatures(nn.Module):
         """Return the features that a ridge has."""
         return described[:, : self.n_features]
 
+    def of_no_network(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m a"]:
+        """Return fixed features and statistics; of tokens, which are often the same, none."""
+        if self.vocab_size is not None:
+            return described[:, :0]
+        n_fixed = 0 if self.fixed is None else self.fixed.n_features
+        return torch.cat([described[:, :n_fixed], described[:, self.n_features :]], 1)
+
     def for_ridge(self, described: Float[Tensor, "m g"]) -> Float[Tensor, "m f"]:
         """Return the same in float64."""
         return self.of_ridge(described).double()

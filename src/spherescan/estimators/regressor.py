@@ -21,6 +21,7 @@ from torch.nn import functional
 from spherescan.calibration import fit_half_width, intervals
 from spherescan.estimators.base import CURVES, FEATURES, SeriesEstimator
 from spherescan.estimators.clock import Clock
+from spherescan.estimators.copies import warn_of_copies
 from spherescan.estimators.description import SeriesFeatures
 from spherescan.estimators.pages import half_width_of, page_of_regressor
 from spherescan.estimators.saved import SavedRegressor, saved_of
@@ -396,6 +397,7 @@ class SequenceRegressor(RegressorMixin, SeriesEstimator):
     ) -> "SequenceRegressor":
         lower, upper = _range_around(target, margin=_margin_of(self.margin))
         goal = to_cosine(target, lower=lower, upper=upper)
+        warn_of_copies(features.of_no_network(rows), too_good="the width of intervals")
         fitted = sphere_ridge(features.of_ridge(rows), goal)
         left_out = from_cosine(fitted.left_out, lower=lower, upper=upper)
         return self._keep(

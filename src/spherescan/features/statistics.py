@@ -53,8 +53,8 @@ def channel_statistics(
 def unit_of(values: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     """Return the standard deviation of each channel in float64, by which it is divided.
 
-    A channel that never moves, but for rounding, says nothing of classes, and nobody knows by how
-    much it may move: its unit is so large that it always is 0.
+    Nobody knows by how much a channel may move that never does, but for rounding: that of one is
+    its size, and 1 where it always is 0.
     """
     wide = values.double()
     deviation = wide.std(0, correction=0)
@@ -66,9 +66,10 @@ def unit_of(values: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
         deviation = torch.where(deviation >= _LEAST_UNIT, deviation, scaled)
     # Of equal values too it is rarely 0: their mean is rounded.
     low, high = wide.aminmax(dim=0)
-    rounding = _ROUNDING * torch.maximum(low.abs(), high.abs())
-    least = rounding.clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(high - low > least, deviation, torch.finfo(torch.float64).max)
+    size = torch.maximum(low.abs(), high.abs())
+    least = torch.finfo(torch.float64).tiny
+    unit = torch.where(high - low > (_ROUNDING * size).clamp(min=least), deviation, size)
+    return torch.where(unit >= least, unit, 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
