@@ -33,6 +33,8 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
     tree = {} if path is None else load_tree(path)
     where = "" if path is None else f"{path}: "
     overridden(tree, overrides or {}, where=where)
+    if path is not None and overrides:  # what is wrong may be in either
+        where = f"{path} and flags: "
     config = parse_config(tree, where=where)
     try:
         check_new(config)

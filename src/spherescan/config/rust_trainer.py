@@ -55,7 +55,7 @@ FLAGS: dict[str, Flag] = {
     "gradient-surgery-epsilon": Flag("1e-8", "surgery.rust_epsilon", "epsilon of the method"),
     "gradnorm-alpha": Flag("0.2", None, "alpha of gradnorm"),
     "cagrad-lambda": Flag("1.0", None, "lambda of cagradstep"),
-    "token-file": Flag(None, None, "integers as text, or a file of them"),
+    "token-file": Flag(None, None, "a file of integers as text"),
     "token-dir": Flag(None, None, "folder of such files, or of our shards"),
     "val-token-file": Flag(None, None, "validation data; a part of the end when missing"),
     "val-token-dir": Flag(None, None, "folder of validation data"),
