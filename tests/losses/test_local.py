@@ -1,3 +1,6 @@
+import math
+import re
+
 import pytest
 import torch
 
@@ -92,3 +95,43 @@ def test_the_prototype_loss_of_rust_trainer_does_not_normalise_prototypes():
 def test_cross_entropy_refuses_targets_that_are_no_integers():
     with pytest.raises(TypeError, match=r"targets are torch.float32; .*pass target.long\(\)"):
         local_cross_entropy(randn(2, 3), torch.tensor([0.9, 1.9]))
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (3,), ()])
+def test_each_sample_has_a_target_and_a_negative(shape):
+    shown = re.escape(str(shape))
+    with pytest.raises(ValueError, match=rf"target has shape {shown}; expected \(4,\)"):
+        local_cross_entropy(randn(4, 3), torch.zeros(shape, dtype=torch.long))
+    with pytest.raises(ValueError, match=rf"negative has shape {shown}; expected \(4,\)"):
+        goodness_loss(randn(4), torch.zeros(shape), threshold=1.0)
+    with pytest.raises(ValueError, match=rf"negative has shape {shown}; expected \(4,\)"):
+        symmetric_goodness_loss(randn(4), torch.zeros(shape), alpha=1.0)
+
+
+@pytest.mark.parametrize("padding", [math.nan, math.inf, 1e200])
+def test_goodness_does_not_read_what_is_behind_its_mask(padding):
+    mask = torch.arange(5) < torch.tensor([[5], [2]])
+    found = []
+    for value in (0.0, padding):
+        y = randn(2, 5, 3).masked_fill(~mask[:, :, None], value).requires_grad_()
+        values = goodness(y, mask)
+        found.append([values, *torch.autograd.grad(values.sum(), y)])
+    for plain, padded in zip(*found, strict=True):
+        assert torch.equal(plain, padded)
+    assert not found[1][1][~mask].any()
+
+
+def test_goodness_needs_a_real_position():
+    mask = torch.tensor([[True, True], [False, False], [True, False]])
+    with pytest.raises(ValueError, match=r"1 of 3 sequences have no real position, .* row 1"):
+        goodness(randn(3, 2, 4), mask)
+    with pytest.raises(ValueError, match="3 of 3 sequences have no real position"):
+        goodness(randn(3, 0, 4))
+
+
+@pytest.mark.unwatched
+def test_a_mask_has_one_value_per_position():
+    """A column would make a sum of the mean."""
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 1\); expected \(3, 2\)"):
+        goodness(randn(3, 2, 4), torch.ones(3, 1, dtype=torch.bool))

@@ -3,9 +3,12 @@
 import functools
 import inspect
 import math
+import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from spherescan.losses import (
@@ -151,3 +154,61 @@ def test_targets_that_are_no_integers_are_refused(loss, case, dtype):
     z, prototypes, target = case
     with pytest.raises(TypeError, match=rf"targets are {dtype}; .*pass target.long\(\)"):
         loss(z, prototypes, target.to(dtype))
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("shape", [(2, 7, 1), (2, 1), (1, 7), (3, 7), (14,), ()])
+def test_there_is_one_target_per_sample(loss, case, shape):
+    """A column would be compared with every sample, and one target taken for all."""
+    z, prototypes, _ = case
+    with pytest.raises(ValueError, match=rf"target has shape {re.escape(str(shape))}; .*\(2, 7\)"):
+        loss(z, prototypes, torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.unwatched
+def test_prototypes_are_as_wide_as_the_features(loss, case):
+    z, prototypes, target = case
+    with pytest.raises(ValueError, match=r"prototypes has shape \(4, 1\); expected \(4, 5\)"):
+        loss(z, prototypes[:, :1], target)
+
+
+def test_a_margin_has_the_digits_of_the_logits(case):
+    z, prototypes, target = case
+    cosines = functional.cosine_similarity(z[:, :, None], prototypes, dim=-1)
+    own = functional.one_hot(target, 4).double()
+    logits = 6 * (cosines - 0.1 * own)
+    expected = -logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
+    found = prototype_softmax_loss(z, prototypes, target, scale=6.0, margin=0.1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("shape", [(5, 1), (1,), (4,), ()])
+def test_regression_has_one_target_per_sample(shape):
+    z, pole = torch.ones(5, 3), torch.ones(3)
+    with pytest.raises(ValueError, match=rf"target has shape {re.escape(str(shape))}; .*\(5,\)"):
+        sphere_regression_loss(z, pole, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"pole has shape \(1,\); expected \(3,\)"):
+        sphere_regression_loss(z, pole[:1], torch.zeros(5))
+
+
+def test_regression_is_mapped_and_traced_with_its_check(generator):
+    z, pole, target = (torch.randn(*shape, generator=generator) for shape in ((5, 3), (3,), (5,)))
+    expected = sphere_regression_loss(z, pole, target)
+    mapped = torch.func.vmap(sphere_regression_loss, in_dims=(0, None, 0))
+    assert_close(mapped(z, pole, target), expected)
+    traced = make_fx(sphere_regression_loss)(z, pole, target)
+    assert_close(traced(z, pole, target), expected)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(each) for each in (z, pole, target)]
+        assert sphere_regression_loss(*fake).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0.0, math.inf), (-math.inf, 0.0), (-math.inf, math.inf), (-1e308, 1e308)]
+)
+def test_a_range_has_a_finite_width(bounds):
+    """All values would be at the lower pole."""
+    for function in (to_cosine, from_cosine):
+        with pytest.raises(ValueError, match=r"no finite width; give finite bounds"):
+            function(torch.ones(2), lower=bounds[0], upper=bounds[1])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -53,3 +55,26 @@ def test_attention_starts_as_the_mean(generator):
 def test_a_wrong_choice_is_refused(kinds, message):
     with pytest.raises(ValueError, match=message):
         Pooling(4, kinds)
+
+
+@pytest.mark.parametrize("padding", [math.nan, math.inf, -math.inf])
+def test_what_is_behind_the_mask_is_not_read(pooling, generator, padding):
+    mask = torch.arange(7) < torch.tensor([[1], [4], [7]])
+    values = torch.randn(3, 7, 4, generator=generator, dtype=torch.float64)
+    found = []
+    for value in (0.0, padding):
+        x = values.masked_fill(~mask[:, :, None], value).requires_grad_()
+        pooled = pooling(x, mask)
+        learned = [x, *pooling.parameters()]
+        found.append([pooled, *torch.autograd.grad(pooled.square().sum(), learned)])
+    for plain, padded in zip(*found, strict=True):
+        assert torch.equal(plain, padded)
+    assert not found[1][1][~mask].any()
+
+
+@pytest.mark.unwatched
+def test_a_mask_has_one_value_per_position(pooling):
+    """A column would make a sum of the mean."""
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 1\); expected \(3, 7\)"):
+        pooling(torch.ones(3, 7, 4, dtype=torch.float64), mask)

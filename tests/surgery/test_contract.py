@@ -4,6 +4,9 @@ The Rust trainer's forms keep an absolute epsilon and take two gradients; they a
 epsilon 0 here, and as they are in test_rust_trainer.py.
 """
 
+import math
+import re
+
 import pytest
 import torch
 
@@ -86,6 +89,25 @@ def test_gradients_that_are_no_floating_point_numbers_are_refused(name, dtype):
         aggregate(rows)
     # Nothing was taken from them either.
     assert torch.equal(aggregate(rows.float()), build(name)(rows.float()))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_gradients_are_rows(name, shape):
+    """Otherwise the sum of one gradient would be a number, and that of three axes a matrix."""
+    expected = rf"jacobian has shape {re.escape(str(shape))}; .*\(objectives, parameters\)"
+    with pytest.raises(ValueError, match=expected):
+        build(name)(torch.ones(shape))
+
+
+def test_no_gradients_are_refused(name):
+    with pytest.raises(ValueError, match="no gradients were given"):
+        build(name)(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("rows", [[[1.0, 2.0], [3.0, 4.0]], None])
+def test_what_is_no_tensor_is_refused(name, rows):
+    with pytest.raises(TypeError, match=rf"jacobian is of type {type(rows).__name__}"):
+        build(name)(rows)
 
 
 def test_zero_gradients_give_a_zero_direction(name):
@@ -194,8 +216,9 @@ def test_unknown_names_and_options_list_the_known_ones():
         make_weighting("dwa")
     with pytest.raises(ValueError, match="no option 'alpha'"):
         make_weighting("none", alpha=1.0)
-    with pytest.raises(ValueError, match="c is -1"):
-        make_aggregator("cagrad", c=-1.0)(torch.eye(2))
+    for c in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"c is {c}; it must be finite"):
+            make_aggregator("cagrad", c=c)(torch.eye(2))
 
 
 def test_options_arrive():

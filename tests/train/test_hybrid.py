@@ -65,7 +65,7 @@ def trainer_for(tmp_path, series, settings=None, name="run"):
     return start(load_config(None, base | (settings or {})))
 
 
-def step(trainer, batch=None, number=0):
+def step(trainer, batch=None, number=0, grad_clip=0.0):
     return hybrid_step(
         trainer.model,
         next(trainer.problem.stream) if batch is None else batch,
@@ -76,7 +76,7 @@ def step(trainer, batch=None, number=0):
         step=number,
         lr=0.0,
         local_lr=0.0,
-        grad_clip=0.0,
+        grad_clip=grad_clip,
     )
 
 
@@ -495,6 +495,8 @@ def test_any_function_of_the_rows_is_an_aggregator(tmp_path, series):
         (lambda rows: rows[0, :1], r"torch.float32 of shape \(1,\)"),
         (lambda rows: rows, r"torch.float32 of shape \(2, 4\)"),
         (lambda rows: rows.sum(0).double(), r"torch.float64 of shape \(4,\)"),
+        (lambda rows: rows.sum(0).tolist(), "an object of type list"),
+        (lambda _rows: None, "an object of type NoneType"),
     ],
 )
 def test_an_aggregator_that_returns_something_else_is_named(wrong, found):
@@ -502,6 +504,33 @@ def test_an_aggregator_that_returns_something_else_is_named(wrong, found):
     expected = rf"aggregator .*lambda.* returned {found}; expected torch.float32 of shape \(4,\)"
     with pytest.raises(ValueError, match=expected):
         Merger(wrong, EqualWeights())([first], [first], (1.0, 1.0))
+
+
+def test_a_direction_that_remembers_where_it_came_from_is_clipped_as_any_other(tmp_path, series):
+    factor = torch.ones((), requires_grad=True)
+
+    def clipped(name, aggregate):
+        trainer = trainer_for(tmp_path, series, MODES["surgery"], name=name)
+        trainer.mergers = [Merger(aggregate, EqualWeights()) for _ in trainer.mergers]
+        assert step(trainer, grad_clip=1e-3).clipped
+        trainer.close()
+        return [p.grad for p in trainer.model.parameters() if p.grad is not None]
+
+    expected = clipped("plain", lambda rows: rows.mean(0))
+    leaf = clipped("leaf", lambda rows: rows.mean(0).requires_grad_())
+    learned = clipped("learned", lambda rows: factor * rows.mean(0))
+    for found in (leaf, learned):
+        assert all(map(torch.equal, found, expected))
+        assert not any(gradient.requires_grad for gradient in found)
+
+
+def test_surgery_without_mergers_is_refused(tmp_path, series):
+    trainer = trainer_for(tmp_path, series, MODES["surgery"])
+    n_groups = len(trainer.mergers)
+    trainer.mergers = []
+    with pytest.raises(ValueError, match=f"0 mergers were given; .* one for each of {n_groups}"):
+        step(trainer)
+    trainer.close()
 
 
 @pytest.mark.parametrize("mode", ["detached", "deep", "surgery"])

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.losses.classes import check_classes, cross_entropy
+from spherescan.ops.argument import expect_shape
+from spherescan.ops.mask import check_none_is_empty
 
 # Both of the program whose form this is.
 _STD_EPS = 1e-5
@@ -28,14 +30,14 @@ def local_cross_entropy(
 
     Raises:
         TypeError: Targets that are no integers.
-        ValueError: A target outside the classes.
+        ValueError: A target outside the classes, or not one per sample.
 
     References:
         Gong, Li, Abdulla, "Mono-Forward: Backpropagation-Free Algorithm for Efficient Neural
         Network Training Harnessing Local Errors", 2025, arXiv:2501.09238, equation 3. There the
         projection is of the flattened activations; here it follows a norm and a pooling.
     """
-    check_classes(target, logits.shape[-1], of="logits")
+    check_classes(target, logits.shape[-1], logits.shape[:-1], of="logits")
     return cross_entropy(logits, target)
 
 
@@ -51,14 +53,21 @@ def goodness(
             sqrt(m), so the goodness of the block below cannot simply be passed on.
         mask: True on real positions; all of them when missing.
 
+    Raises:
+        ValueError: A mask of another shape. A sequence without a real position; unchecked while
+            torch compiles, traces or transforms.
+
     References:
         Hinton, "The Forward-Forward Algorithm: Some Preliminary Investigations", 2022,
         arXiv:2212.13345, section 2.
     """
-    squares = y.square().sum(-1)
+    if mask is None and y.shape[1] > 0:
+        return y.square().sum(-1).mean(1)
     if mask is None:
-        return squares.mean(1)
-    return (squares * mask).sum(1) / mask.sum(1)
+        mask = y.new_ones(y.shape[:2], dtype=torch.bool)
+    expect_shape("mask", mask, y.shape[:2])
+    check_none_is_empty(mask)
+    return torch.where(mask[:, :, None], y, 0).square().sum(-1).sum(1) / mask.sum(1)
 
 
 def goodness_loss(
@@ -73,9 +82,13 @@ def goodness_loss(
         negative: Goodness of its negative.
         threshold: Where the probability of being real is one half.
 
+    Raises:
+        ValueError: Not one negative for each positive.
+
     References:
         Hinton, 2022, arXiv:2212.13345, equation 1.
     """
+    expect_shape("negative", negative, positive.shape)
     return functional.softplus(threshold - positive) + functional.softplus(negative - threshold)
 
 
@@ -91,10 +104,14 @@ def symmetric_goodness_loss(
         negative: Goodness of its negative.
         alpha: How sharply the difference is judged.
 
+    Raises:
+        ValueError: Not one negative for each positive.
+
     References:
         Lee and Song, "SymBa: Symmetric Backpropagation-Free Contrastive Learning with
         Forward-Forward Algorithm for Optimizing Convergence", 2023, arXiv:2303.08418, equation 4.
     """
+    expect_shape("negative", negative, positive.shape)
     return functional.softplus(-alpha * (positive - negative))
 
 

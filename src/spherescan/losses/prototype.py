@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from spherescan.losses.classes import check_classes, cross_entropy
 from spherescan.ops import linear
+from spherescan.ops.argument import expect_shape
 
 
 def prototype_cosine_loss(
@@ -27,13 +28,13 @@ def prototype_cosine_loss(
 
     Raises:
         TypeError: Targets that are no integers.
-        ValueError: A target outside the classes.
+        ValueError: A target outside the classes, or not one per sample; misshapen prototypes.
 
     References:
         Mettes, van der Pol, Snoek, "Hyperspherical Prototype Networks", 2019, arXiv:1901.10514.
         There the losses of a batch are added.
     """
-    check_classes(target, prototypes.shape[0], of="prototypes")
+    _check(z, prototypes, target)
     own = functional.normalize(functional.embedding(target.long(), prototypes), dim=-1)
     return (1 - (functional.normalize(z, dim=-1) * own).sum(-1)).square()
 
@@ -59,7 +60,8 @@ def prototype_softmax_loss(
 
     Raises:
         TypeError: Targets that are no integers.
-        ValueError: A target outside the classes, or a scale that is not positive.
+        ValueError: A target outside the classes, or not one per sample; misshapen prototypes; a
+            scale that is not positive.
 
     References:
         Wang, Xiang, Cheng, Yuille, "NormFace", 2017, arXiv:1704.06369 (scale); Wang et al.,
@@ -67,10 +69,11 @@ def prototype_softmax_loss(
     """
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
-    check_classes(target, prototypes.shape[0], of="prototypes")
+    _check(z, prototypes, target)
     cosines = linear(functional.normalize(z, dim=-1), functional.normalize(prototypes, dim=1))
     if margin:
-        cosines = cosines - margin * functional.one_hot(target.long(), prototypes.shape[0])
+        own = functional.one_hot(target.long(), prototypes.shape[0])
+        cosines = cosines - margin * own.to(cosines.dtype)
     return cross_entropy(scale * cosines, target)
 
 
@@ -91,8 +94,13 @@ def hpn_rust_trainer_loss(
 
     Raises:
         TypeError: Targets that are no integers.
-        ValueError: A target outside the classes.
+        ValueError: A target outside the classes, or not one per sample; misshapen prototypes.
     """
-    check_classes(target, prototypes.shape[0], of="prototypes")
+    _check(z, prototypes, target)
     own = functional.embedding(target.long(), prototypes)
     return (1 - (functional.normalize(z, dim=-1, eps=1e-8) * own).sum(-1)).square()
+
+
+def _check(z: Tensor, prototypes: Tensor, target: Tensor) -> None:
+    expect_shape("prototypes", prototypes, (prototypes.shape[0], z.shape[-1]))
+    check_classes(target, prototypes.shape[0], z.shape[:-1], of="prototypes")

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from spherescan.nn.init import linear_layer
+from spherescan.ops.argument import expect_shape
+from spherescan.ops.mask import check_none_is_empty
 
 
 def last_pool(x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b m"]:
@@ -20,8 +22,8 @@ def last_pool(x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Ten
 
 def mean_pool(x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b m"]:
     """Average over the real positions."""
-    kept = mask[:, :, None].to(x.dtype)
-    return (x * kept).sum(1) / kept.sum(1)
+    kept = mask[:, :, None]
+    return torch.where(kept, x, 0).sum(1) / kept.to(x.dtype).sum(1)
 
 
 def max_pool(x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b m"]:
@@ -58,6 +60,8 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l m"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b p"]:
         """Return one weighted average per head, concatenated."""
+        # A weight of 0 is not enough: 0 times NaN is NaN.
+        x = torch.where(mask[:, :, None], x, 0)
         scores = self.query(x).masked_fill(~mask[:, :, None], float("-inf"))
         return torch.einsum("blh,blm->bhm", scores.softmax(dim=1), x).flatten(1)
 
@@ -105,14 +109,15 @@ class Pooling(nn.Module):
         """Pool the real positions of each sequence.
 
         Raises:
-            ValueError: A sequence without a real position; unchecked while torch compiles, traces
-                or transforms the model.
+            ValueError: A mask of another shape. A sequence without a real position; unchecked
+                while torch compiles, traces or transforms the model.
         """
         given = mask is not None
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        expect_shape("mask", mask, x.shape[:2])
         if given or x.shape[1] == 0:
-            _check_none_is_empty(mask)
+            check_none_is_empty(mask)
         return torch.cat([self._pool(kind, x, mask) for kind in self.kinds], dim=1)
 
     def _pool(self, kind: str, x: Tensor, mask: Tensor) -> Tensor:
@@ -121,18 +126,3 @@ class Pooling(nn.Module):
             pooled: Tensor = self.attention(x, mask)
             return pooled
         return POOLINGS[kind](x, mask)
-
-
-def _check_none_is_empty(mask: Bool[Tensor, "b l"]) -> None:
-    # Nothing may depend on values there; an empty sequence gives what it gives.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return
-    if mask.is_meta or torch._C._len_torch_dispatch_stack():
-        return
-    real = mask.any(1)
-    if not bool(real.all()):
-        empty = real.logical_not().nonzero().flatten().tolist()
-        raise ValueError(
-            f"{len(empty)} of {len(mask)} sequences have no real position, the first is row "
-            f"{empty[0]}; leave them out, or keep at least one position of each"
-        )

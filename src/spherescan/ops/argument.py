@@ -45,6 +45,15 @@ def expect(
     if value is None:
         return
     expect_numbers(name, value, dtype=dtype)
+    expect_shape(name, value, shape)
+
+
+def expect_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse another shape, which broadcasting might take.
+
+    Raises:
+        ValueError: Another shape.
+    """
     if value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {tuple(shape)}")
 

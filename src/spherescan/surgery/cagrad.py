@@ -32,7 +32,7 @@ def cagrad(jacobian: Float[Tensor, "t p"], *, c: float = 0.5) -> Float[Tensor, "
             certain to fall.
 
     Raises:
-        ValueError: A negative c.
+        ValueError: A c that is negative or not finite.
 
     References:
         Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", 2021,
@@ -57,10 +57,10 @@ def cagrad_weights(gram: Float[Tensor, "t t"], *, c: float = 0.5) -> Float[Tenso
     """Find the weights of `cagrad` from the inner products of the gradients.
 
     Raises:
-        ValueError: A negative c.
+        ValueError: A c that is negative or not finite.
     """
-    if not c >= 0:
-        raise ValueError(f"c is {c}; it must not be negative")
+    if not 0 <= c < math.inf:
+        raise ValueError(f"c is {c}; it must be finite and not negative")
     return weights_from(gram, lambda rows: _weights(rows, c))
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherescan.ops.argument import expect_numbers
+from spherescan.ops.argument import sizes
 
 # Columns converted to float64 at a time: 512 KB a row stay in the cache and bound the memory.
 _COLUMNS = 1 << 16
@@ -45,8 +45,9 @@ def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
 
     Raises:
         TypeError: Gradients that are no floating-point numbers.
+        ValueError: No gradients, or not one row each.
     """
-    expect_numbers("jacobian", jacobian)
+    check_gradients(jacobian)
     first, *others = torch.split(jacobian.detach(), _COLUMNS, dim=1)
     wide = first.double()
     gram = wide @ wide.T
@@ -54,6 +55,17 @@ def gram_matrix(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, "t t"]:
         wide = part.double()
         gram += wide @ wide.T
     return gram
+
+
+def check_gradients(jacobian: Float[Tensor, "t p"]) -> None:
+    """Refuse what no method can aggregate.
+
+    Raises:
+        TypeError: Gradients that are no floating-point numbers.
+        ValueError: No gradients, or not one row each.
+    """
+    t, _ = sizes("jacobian", jacobian, "objectives, parameters")
+    _check_count(t)
 
 
 def aggregate(
@@ -83,11 +95,15 @@ def weights_from(
         ValueError: No objectives.
     """
     table: list[list[float]] = gram.tolist()
-    if not table:
-        raise ValueError("no gradients were given; surgery needs at least one objective")
+    _check_count(len(table))
     if not math.isfinite(sum(map(sum, table))):
         return gram.new_full((len(table),), math.nan, dtype=torch.float64)
     return gram.new_tensor(method(_normalised(table)), dtype=torch.float64)
+
+
+def _check_count(t: int) -> None:
+    if not t:
+        raise ValueError("no gradients were given; surgery needs at least one objective")
 
 
 def _normalised(table: list[list[float]]) -> Rows:

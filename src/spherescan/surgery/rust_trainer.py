@@ -150,12 +150,13 @@ def _strength(products: _Products, alpha: float, epsilon: float) -> float:
 
 
 def _two(jacobian: Tensor) -> _Products:
-    if jacobian.shape[0] != 2:
+    gram = gram_matrix(jacobian).tolist()
+    if len(gram) != 2:
         raise ValueError(
-            f"{jacobian.shape[0]} gradients were given; this method takes two, the local one and "
-            "that of backprop"
+            f"{len(gram)} gradients were given; this method takes two, the local one and that of "
+            "backprop"
         )
-    (ff, fb), (_, bb) = gram_matrix(jacobian).tolist()
+    (ff, fb), (_, bb) = gram
     return _Products(ff, fb, bb)
 
 

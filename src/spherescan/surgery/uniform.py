@@ -6,16 +6,16 @@ Letters: t objectives, p parameters.
 from jaxtyping import Float
 from torch import Tensor
 
-from spherescan.ops.argument import expect_numbers
+from spherescan.surgery.gram import check_gradients
 
 
 def mean_gradient(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
     """Average the gradients."""
-    expect_numbers("jacobian", jacobian)
+    check_gradients(jacobian)
     return jacobian.mean(dim=0)
 
 
 def sum_gradients(jacobian: Float[Tensor, "t p"]) -> Float[Tensor, " p"]:
     """Add the gradients, as the backward pass of a sum of losses does."""
-    expect_numbers("jacobian", jacobian)
+    check_gradients(jacobian)
     return jacobian.sum(dim=0)

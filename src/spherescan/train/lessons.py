@@ -116,7 +116,16 @@ def learn_merged(
 
     A group that ends at a cut has no gradient from above: its local loss takes that place, for
     itself and for the groups below it. When anything is not finite, nothing is merged.
+
+    Raises:
+        ValueError: Not one merger for each group.
     """
+    n_groups = len(rule.groups(len(model.layers)))
+    if len(mergers) != n_groups:
+        raise ValueError(
+            f"{len(mergers)} mergers were given; surgery needs one for each of {n_groups} groups: "
+            "rule.make_merger makes one"
+        )
     done = list(lessons)
     scores = done[-1].scores
     assert scores is not None

@@ -88,8 +88,7 @@ class Merger:
         if not isinstance(self._weigh, EqualWeights):
             jacobian = jacobian * weights.to(jacobian)[:, None]
         scale = {"local_scale": local_scale} if self._scaled else {}
-        direction = self._aggregate(jacobian, **scale)
-        _check_direction(self._aggregate, direction, jacobian)
+        direction = _direction(self._aggregate, self._aggregate(jacobian, **scale), jacobian)
         for index, part in zip(places, _unflattened(direction, first), strict=True):
             merged[index] = part
         return merged, Meeting(cosine, tuple(weights.tolist()))
@@ -113,15 +112,18 @@ class Merger:
             self._aggregate.load_state_dict(state["aggregator"])
 
 
-def _check_direction(aggregate: Callable[..., Tensor], direction: Tensor, jacobian: Tensor) -> None:
-    """Refuse what a function of the user returns, before parameters take it apart."""
+def _direction(aggregate: Callable[..., Tensor], found: object, jacobian: Tensor) -> Tensor:
+    """Refuse what a function of the user returns, or detach it, before parameters take it apart."""
     wanted = jacobian.shape[1:]
-    if direction.shape != wanted or direction.dtype != jacobian.dtype:
-        raise ValueError(
-            f"the aggregator {aggregate!r} returned {direction.dtype} of shape "
-            f"{tuple(direction.shape)}; expected {jacobian.dtype} of shape {tuple(wanted)}: one "
-            "number for each parameter, in the type of the gradients"
-        )
+    if isinstance(found, Tensor) and found.shape == wanted and found.dtype == jacobian.dtype:
+        return found.detach()
+    what = f"an object of type {type(found).__name__}"
+    if isinstance(found, Tensor):
+        what = f"{found.dtype} of shape {tuple(found.shape)}"
+    raise ValueError(
+        f"the aggregator {aggregate!r} returned {what}; expected {jacobian.dtype} of shape "
+        f"{tuple(wanted)}: one number for each parameter, in the type of the gradients"
+    )
 
 
 def _cosine(jacobian: Tensor, norms: list[float]) -> float:

@@ -122,6 +122,9 @@ def hybrid_step(
         grad_clip: Largest gradient norm; 0 for no clipping.
         local_scale: Factor of a local gradient after surgery by a method of rust_trainer, whose
             local learning rate is not that of its optimiser.
+
+    Raises:
+        ValueError: In a step of surgery, not one merger for each group.
     """
     # Of all parameters: one that was frozen since the last step must not keep its gradient.
     model.zero_grad(set_to_none=True)
