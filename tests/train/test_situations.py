@@ -196,6 +196,34 @@ def test_other_data_is_refused_unless_it_is_meant(run, capsys):
     assert prints[0] != prints[1]
 
 
+@pytest.mark.parametrize("own_validation", [False, True])
+def test_what_was_best_on_other_data_no_longer_counts(here, own_validation):
+    """Unless validation data has a file of its own, which is the same: then scores compare."""
+    write_series(Path("val.ts"), n=9)
+    flags = ["--data.validation=val.ts"] if own_validation else []
+    command = ["train", "--quiet", "--data.train=train.ts", "--run.dir=run", *FLAGS, *flags]
+    assert main([*command, "--run.steps=10", "--validation.patience=1"]) == 0
+    run, newest = Path("run"), path_of(Path("run"), 10)
+    best = {"best_step": 5, "best_score": 2.0, "best_loss": 0.0}  # better than can be
+    best |= {"lowest_loss": 0.0, "highest_score": 2.0, "since_improvement": 0}
+    changed_state(newest, lambda state: state["counters"].update(best))
+    path = Path("train.ts")
+    path.write_text(path.read_text().replace("0.5", "0.6", 1))
+    changes = {"run.steps": 20, "checkpoint.keep": 9}
+    trainer = resume(run, changes, ResumeOptions(new_data=True))
+    assert (trainer.counters.best_step, trainer.counters.best_score) == (
+        (5, 2.0) if own_validation else (None, None)
+    )
+    assert (run / "best.safetensors").exists() == own_validation
+    stopped = trainer.fit()
+    trainer.close()
+    assert stopped == ("patience" if own_validation else "finished")
+    validated = [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "val"]
+    assert validated == ([5, 10, 15] if own_validation else [5, 10, 15, 20])
+    assert (trainer.counters.best_step == 5) == own_validation
+    assert Predictor.load(run).step == trainer.counters.best_step
+
+
 def test_other_data_with_other_classes_is_refused(run, capsys):
     write_series(Path("train.ts"), classes="xyz")
     command = ["resume", "run", "--run.steps=13", "--new-data"]

@@ -24,7 +24,7 @@ from spherescan.train.environment import (
     seed_generators,
 )
 from spherescan.train.problem import Problem, expect_same_data, open_problem, with_layers
-from spherescan.train.trainer import Trainer
+from spherescan.train.trainer import NO_VALIDATION, Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,8 @@ def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOpt
         checkpoint.state["data"] = problem.stream.state_dict()
         # Those are places in the data before.
         checkpoint.state["guard"]["left_out"] = []
+        if not _same_validation(problem.fingerprint, checkpoint.state["fingerprint"]):
+            checkpoint.state["counters"] |= NO_VALIDATION
     description = with_layers(problem.description, config, config.n_layers_at(done))
     _expect_same_model(description, checkpoint, store.checkpoint_path(done))
     if options.repair_metrics:
@@ -172,6 +174,12 @@ def _restored(store: RunStore, changes: Mapping[str, object], options: ResumeOpt
         store.event("change", step=done, key="data", before=data[0], after=data[1])
     store.event("resume", step=done, digest=checkpoint.digest, bitwise=not other, differences=other)
     return trainer
+
+
+def _same_validation(here: str, there: str) -> bool:
+    """Return whether scores compare: validation data has a file of its own, which is the same."""
+    (_, *own), (_, *before) = here.split("/"), there.split("/")
+    return bool(own) and own == before
 
 
 def _step_to_take(store: RunStore, options: ResumeOptions) -> int | None:

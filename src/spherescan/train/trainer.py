@@ -78,6 +78,15 @@ class Counters:
     since_improvement: int = 0
 
 
+# What counts before the first validation.
+NO_VALIDATION = {
+    name: getattr(Counters(), name)
+    for name in (
+        "best_step", "best_score", "best_loss", "lowest_loss", "highest_score", "since_improvement"
+    )
+}  # fmt: skip
+
+
 class Trainer:
     """Train a model, and save all that is needed to go on with the same bits.
 
