@@ -159,6 +159,28 @@ class TestVerify:
             resume(run)
 
     @pytest.mark.unwatched
+    @pytest.mark.parametrize(
+        ("name", "damage", "reason"),
+        [
+            ("config.toml", lambda text: text[:40], "config.toml"),
+            ("config.toml", lambda _: None, "config.toml: cannot be read"),
+            (
+                "config.toml",
+                lambda text: text.replace("d_model = 8", "d_model = 80"),
+                "model.d_model is 80, and in the checkpoint 8",
+            ),
+            ("events.jsonl", lambda _: "", "does not have the start of the run"),
+        ],
+        ids=["settings cut", "settings gone", "another setting", "events lost"],
+    )
+    def test_what_people_read_is_looked_at_too(self, run, name, damage, reason):
+        path = run / name
+        after = damage(path.read_text())
+        path.unlink() if after is None else path.write_text(after)
+        (problem,) = verify(run, steps=0).problems
+        assert reason in problem
+
+    @pytest.mark.unwatched
     def test_a_checkpoint_of_another_step_or_run_is_named(self, run, tmp_path):
         ckpt = run / "ckpt"
         newest = ckpt / f"step-{12:012d}.safetensors"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spherescan.config import CHANGEABLE, parse_config
-from spherescan.errors import CheckpointError, RunDirectoryError, SpherescanError
+from spherescan.config import CHANGEABLE, load_tree, parse_config, settings
+from spherescan.errors import CheckpointError, ConfigError, RunDirectoryError, SpherescanError
 from spherescan.runs import LogPosition, RunStore, expect_metrics, read_metrics
 from spherescan.train.build import ResumeOptions, fork, resume
 
@@ -32,7 +32,8 @@ def verify(run_dir: Path, *, steps: int = 5) -> Verified:
     """Check a run without changing it.
 
     All checkpoints are read whole and compared with their digests, metrics and events line by
-    line, and the metrics with what each checkpoint recorded of them. Then, from each of the last
+    line, the metrics with what each checkpoint recorded of them, and `config.toml` with the
+    settings of the newest. Then, from each of the last
     two checkpoints, a copy of the run is trained again for some steps, and every line of its
     metrics compared with the one in the run; where it reaches the next checkpoint, all weights and
     moments too.
@@ -56,7 +57,8 @@ def verify(run_dir: Path, *, steps: int = 5) -> Verified:
             if step in store.steps():  # a run that goes on meanwhile may have removed it
                 problems.append(str(error))
     records = _records(store.metrics_path, problems)
-    _records(store.path / "events.jsonl", problems)
+    _check_events(store.path / "events.jsonl", problems)
+    _check_config(store.path / "config.toml", whole, problems)
     _check_positions(store.metrics_path, whole, problems)
     _check_steps(store.metrics_path, records, problems)
     replayed = []
@@ -77,6 +79,33 @@ def _records(path: Path, problems: list[str]) -> list[dict[str, object]]:
     except RunDirectoryError as error:
         problems.append(str(error))
         return []
+
+
+def _check_events(path: Path, problems: list[str]) -> None:
+    """Expect that they tell of the beginning, as those of every run do."""
+    n_problems = len(problems)
+    events = _records(path, problems)
+    if len(problems) == n_problems and not any(event["kind"] == "start" for event in events):
+        problems.append(f"{path}: does not have the start of the run; were lines lost?")
+
+
+def _check_config(path: Path, whole: dict[int, dict[str, Any]], problems: list[str]) -> None:
+    """Expect the settings of the newest checkpoint, but for those that a resume may change."""
+    if not whole:
+        return
+    try:
+        there = parse_config(load_tree(path), where=f"{path}: ").model_dump()
+        here = parse_config(whole[max(whole)]["config"]).model_dump()
+    except ConfigError as error:
+        problems.append(str(error))
+        return
+    for key, _ in settings():
+        section, _, name = key.partition(".")
+        if key not in CHANGEABLE and there[section][name] != here[section][name]:
+            problems.append(
+                f"{path}: {key} is {there[section][name]!r}, and in the checkpoint "
+                f"{here[section][name]!r}; was the file changed?"
+            )
 
 
 def _check_positions(path: Path, whole: dict[int, dict[str, Any]], problems: list[str]) -> None:
