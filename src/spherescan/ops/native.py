@@ -145,7 +145,7 @@ class _Process:
     """What this process was forced to; None leaves the choice to the environment.
 
     The threads of OpenMP do not survive a fork, and waiting for them would never end: a forked
-    child computes on one thread.
+    child computes on one thread, in torch too.
     """
 
     simd: int | None = None
@@ -154,6 +154,7 @@ class _Process:
 
 def _after_fork() -> None:
     _Process.forked = True
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_after_fork)
