@@ -3,6 +3,7 @@ import re
 import shlex
 
 import pytest
+import torch
 
 from spherescan.cli import main
 from spherescan.config import load_config
@@ -50,6 +51,25 @@ def test_every_picture_of_a_run_with_surgery_is_there(surgery_run):
     names = [trace["name"] for trace in found["learning"].data]
     assert names == ["training", "block 0, its own", "block 1, its own", "validation"]
     assert page.headline["series"] == "24"
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_weights_whose_answers_are_not_finite_have_a_page_of_the_rest(tmp_path, task):
+    series = write_series(tmp_path / "train.ts", classes="123")
+    if task == "regression":
+        series.write_text(series.read_text().replace("@classLabel true 1 2 3", "@targetLabel true"))
+    trainer = trainer_for(tmp_path, data__train=series, run__steps=4, data__task=task)
+    trainer.fit()
+    with torch.no_grad():  # finite, but no cosine of them is
+        for weight in trainer.model.parameters():
+            weight.fill_(3e38)
+    trainer.counters.step, trainer.counters.best_step = 5, None
+    trainer.save()
+    trainer.close()
+    page = page_of_run(tmp_path / "run")
+    assert page.headline["answers"] == "not finite"
+    assert {"answers", "learning"} <= sections(page).keys()
 
 
 @pytest.mark.unwatched

@@ -290,6 +290,33 @@ def test_what_is_not_finite_is_a_gap():
     assert learning_curves(records, [], score="accuracy")[0].data[0]["y"][1] is None
 
 
+def test_lines_go_on_across_steps_at_which_nothing_was_measured():
+    """Backpropagation at every third step: single points would not be seen."""
+    records = train_records(30)
+    for record in records:
+        if record["step"] % 3:
+            record["loss"] = None
+            for group in record["groups"]:
+                group["cosine"] = None
+    section, met = learning_curves(records, [], score="accuracy")[0], conflicts(records)
+    for trace in (section.data[0], met.data[0]):
+        assert trace["x"] == list(range(3, 31, 3))
+        assert None not in trace["y"]
+        assert trace["mode"] == "lines"
+    assert section.data[1]["x"] == list(range(1, 31))
+
+
+def test_without_backpropagation_there_is_no_line_of_it():
+    records = train_records(4)
+    for record in records:
+        record["loss"] = None
+    grown = [{"kind": "grow", "step": 2, "blocks": [0]}]
+    section = learning_curves(records, grown, score="accuracy")[0]
+    assert [trace["name"] for trace in section.data] == ["block 0, its own", "block 1, its own"]
+    assert [row[0] for row in section.table.rows] == ["block 0, its own", "block 1, its own"]
+    assert "of the blocks by themselves; blocks are numbered as they lie" in section.text
+
+
 def test_conflicts_are_told_per_block_and_part_of_the_run():
     section = conflicts(train_records(100))
     figure = drawn(section)

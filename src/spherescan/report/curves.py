@@ -47,9 +47,12 @@ def learning_curves(
     if not train:
         return [Section("learning", "Learning curves", "This run has taken no step yet.")]
     width = max(1, math.ceil(len(train) / _MOST_POINTS))
-    traces = [_line("training", *_means(train, _number("loss"), width), index=0)]
-    for index, (name, local) in enumerate(_local_losses(train), 1):
-        traces.append(_line(name, *_means(train, local, width), index=index))
+    events = list(events)
+    losses_of = _losses_of(train)
+    traces = [
+        _line(name, *_means(train, read, width), index=index)
+        for index, (name, read) in enumerate(losses_of)
+    ]
     if validation:
         steps = [record["step"] for record in validation]
         losses = [_finite(record["loss"]) for record in validation]
@@ -58,10 +61,10 @@ def learning_curves(
         Section(
             "learning",
             "Learning curves",
-            _about_curves(train, width, n_lines=len(traces)),
+            _about_curves(train, width, [name for name, _ in losses_of], events),
             data=tuple(traces),
             layout=_steps_layout("loss", _loss_axis(traces), events=events),
-            table=_losses(train),
+            table=_losses(train, losses_of),
         )
     ]
     if validation:
@@ -199,10 +202,16 @@ def _scores(validation: Sequence[Record], score: str, events: Iterable[Record]) 
     )
 
 
-def _about_curves(train: Sequence[Record], width: int, *, n_lines: int) -> str:
-    text = f"Loss of training over {_count(len(train), 'recorded step')}"
-    if n_lines > 2:
+def _about_curves(
+    train: Sequence[Record], width: int, names: Sequence[str], events: Iterable[Record]
+) -> str:
+    text = f"Loss over {_count(len(train), 'recorded step')}"
+    if names[0] != "training":
+        text += " of the blocks by themselves"
+    elif len(names) > 1:
         text += ", of backpropagation (training) and of the blocks by themselves"
+    if any(event["kind"] == "grow" for event in events):
+        text += "; blocks are numbered as they lie at a step, so growth may give one another number"
     return _per_point(width, f"{text}.")
 
 
@@ -210,11 +219,17 @@ def _per_point(width: int, text: str) -> str:
     return text if width == 1 else f"{text} Each point is the mean over {width} steps."
 
 
-def _losses(train: Sequence[Record]) -> Table:
-    names = [("training", _number("loss")), *_local_losses(train)]
+def _losses_of(train: Sequence[Record]) -> list[tuple[str, "_Reader"]]:
+    """Return what reads the losses that there are: of backpropagation, and of blocks."""
+    loss, local = _number("loss"), _local_losses(train)
+    there = any(loss(record) is not None for record in train)
+    return [("training", loss), *local] if there or not local else local
+
+
+def _losses(train: Sequence[Record], losses_of: Iterable[tuple[str, "_Reader"]]) -> Table:
     heads = ("loss", *_heads())
     rows = []
-    for name, read in names:
+    for name, read in losses_of:
         cells = [name]
         for low, high in _PARTS:
             part = train[round(low * len(train)) : round(high * len(train))]
@@ -231,10 +246,17 @@ class _Reader:
         self.name, self.group = name, group
 
     def __call__(self, record: Record) -> float | None:
+        return _finite(self._found(record))
+
+    def measured(self, record: Record) -> bool:
+        """Return whether there is one, finite or not: not every step has all gradients."""
+        return self._found(record) is not None
+
+    def _found(self, record: Record) -> object:
         if self.group is None:
-            return _finite(record.get(self.name))
+            return record.get(self.name)
         groups = record.get("groups") or []
-        return _finite(groups[self.group].get(self.name)) if self.group < len(groups) else None
+        return groups[self.group].get(self.name) if self.group < len(groups) else None
 
 
 def _number(name: str) -> _Reader:
@@ -271,10 +293,15 @@ def _group_names(train: Sequence[Record]) -> list[str]:
 def _means(
     train: Sequence[Record], read: _Reader, width: int
 ) -> tuple[list[int], list[float | None]]:
-    """Return the last step and the mean of each `width` records."""
+    """Return the last step and the mean of each `width` records, a gap where none is finite.
+
+    Steps at which nothing was measured are left out, so that lines go on across them.
+    """
     steps, means = [], []
     for start in range(0, len(train), width):
         part = train[start : start + width]
+        if not any(read.measured(record) for record in part):
+            continue
         values = [value for record in part if (value := read(record)) is not None]
         steps.append(int(part[-1]["step"]))
         means.append(statistics.mean(values) if values else None)

@@ -180,6 +180,9 @@ def _answered(
     with torch.inference_mode():
         loss = objective.score(seen.z, head, seen.target).loss.double().mean().item()
         cosines = head(seen.z).float()
+    if not bool(cosines.isfinite().all()):
+        text = f"What these weights say of {source} is not finite, so nothing of it is drawn."
+        return [Section("answers", "Answers", text)], {"answers": "not finite"}
     n = len(seen.target)
     items = "tokens" if task.kind == "next_token" else "series"
     source = f"{'the first ' if seen.cut else ''}{n} {items} of {source}"
