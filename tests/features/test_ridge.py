@@ -127,3 +127,18 @@ def test_narrow_features_are_widened_in_parts_with_the_same_bits(monkeypatch, n,
         assert torch.equal(getattr(found, name), getattr(expected, name))
     assert torch.equal(found(narrow), expected(narrow.double()))
     assert ridge(narrow, target.float(), penalties=penalties).weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "said"),
+    [
+        (torch.zeros(5), {}, r"target has shape \(5,\).*target\[:, None\]"),
+        (torch.zeros(4, 1), {}, r"target has shape \(4, 1\); expected \(5, any\)"),
+        (torch.zeros(5, 1), {"weights": torch.ones(1)}, "weights has shape"),
+        (torch.full((5, 1), torch.inf), {}, "a target that is not finite"),
+        (torch.zeros(5, 1), {"penalties": [1.0, torch.inf]}, "above 0, finite"),
+    ],
+)
+def test_what_would_broadcast_or_is_not_finite_is_refused(target, more, said):
+    with pytest.raises(ValueError, match=said):
+        getattr(ridge, "__wrapped__", ridge)(torch.eye(5), target, **more)

@@ -90,3 +90,11 @@ def test_narrow_features_are_widened_in_parts_with_the_same_bits(monkeypatch):
     for name in ("weight", "bias", "left_out"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     assert torch.equal(found(x), expected(x.double()))
+
+
+def test_targets_at_the_poles_do_not_begin_where_nothing_has_a_slope(generator):
+    x = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    goal = torch.where(torch.arange(40) < 24, 1 - 1e-6, 1e-6 - 1).double()
+    fitted = sphere_ridge(x, goal)
+    constant = (goal - goal.mean()).square().sum()
+    assert (goal - fitted(x)).square().sum() <= constant

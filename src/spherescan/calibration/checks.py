@@ -13,16 +13,23 @@ from torch import Tensor
 _LENGTH_TOLERANCE = 1e-2
 
 
-def checked(values: Float[Tensor, "*shape"], *, of: str) -> Float[Tensor, "*shape"]:
+def checked(
+    values: Float[Tensor, "*shape"], shape: tuple[int | None, ...], *, of: str
+) -> Float[Tensor, "*shape"]:
     """Return the values in float64, without their gradient.
 
     Args:
         values: What is to be computed with.
+        shape: Their shape, in which None is any size: broadcasting would hide another one.
         of: What they are, in the plural.
 
     Raises:
-        ValueError: There are none, or one of them is not finite.
+        ValueError: Another shape, there are none, or one of them is not finite.
     """
+    fits = (size in {None, here} for here, size in zip(values.shape, shape, strict=False))
+    if values.ndim != len(shape) or not all(fits):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"the {of} have the shape {tuple(values.shape)}; expected ({wanted})")
     if values.numel() == 0:
         raise ValueError(f"the {of} have the shape {tuple(values.shape)}; give at least one")
     finite = values.isfinite()
@@ -42,7 +49,7 @@ def unit_rows(rows: Float[Tensor, "n d"], *, of: str) -> Float[Tensor, "n d"]:
     Raises:
         ValueError: There are none, or a row is not finite or not of length 1.
     """
-    rows = checked(rows, of=of)
+    rows = checked(rows, (None, None), of=of)
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     row = int((lengths - 1).abs().argmax())
     if (lengths[row] - 1).abs() > _LENGTH_TOLERANCE:

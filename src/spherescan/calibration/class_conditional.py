@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherescan.calibration.checks import unit_rows
+from spherescan.ops.argument import expect_shape
 from spherescan.ops.targets import check_target
 
 # The square of a mean length that is rounding: embeddings that cancel have no mean direction.
@@ -49,7 +50,7 @@ def mean_directions(
         (nearest class mean).
     """
     z = unit_rows(embeddings, of="embeddings")
-    check_target(target, n_classes, of="classes")
+    check_target(target, n_classes, z.shape[:1], of="classes")
     sums = z.new_zeros(n_classes, z.shape[1]).index_add_(0, target.long(), z)
     squares = sums.square().sum(1)
     if (squares <= _CANCELLED).any():
@@ -94,7 +95,8 @@ def shared_concentration(embeddings: Float[Tensor, "n d"], target: Int[Tensor, "
     d = z.shape[1]
     if d < 2:
         raise ValueError("the embeddings have one dimension; a concentration needs two")
-    check_target(target, int(target.max()) + 1, of="classes")
+    expect_shape("target", target, z.shape[:1])
+    check_target(target, int(target.max()) + 1, z.shape[:1], of="classes")
     members = torch.bincount(target.long()).double()
     sums = z.new_zeros(len(members), d).index_add_(0, target.long(), z)
     pairs = float((members * (members - 1)).sum())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spherescan.calibration.checks import check_share, checked
 from spherescan.calibration.order_statistic import conformal_quantile
+from spherescan.ops.argument import expect_shape
 from spherescan.ops.targets import check_target
 
 
@@ -57,8 +58,9 @@ def aps_scores(
         arXiv:2006.02544.
     """
     ranked, order = _probabilities(probabilities).sort(dim=1, descending=True, stable=True)
+    draws = None if uniform is None else _within(uniform, ranked.shape[:1], of="draws")
     before = torch.cat((torch.zeros_like(ranked[:, :1]), ranked.cumsum(1)[:, :-1]), dim=1)
-    own = ranked if uniform is None else _within(uniform, of="draws")[:, None] * ranked
+    own = ranked if draws is None else draws[:, None] * ranked
     return torch.empty_like(ranked).scatter_(1, order, before + own)
 
 
@@ -135,10 +137,12 @@ def prediction_sets(
     Raises:
         ValueError: No samples, a score that is not finite, or a threshold that is not a number.
     """
-    scores = checked(scores, of="scores")
+    scores = checked(scores, (None, None), of="scores")
     limit = torch.as_tensor(threshold, dtype=torch.float64)
     if limit.isnan().any():
         raise ValueError(f"the threshold is {threshold}; it must be a number, or infinite")
+    if limit.ndim:
+        expect_shape("threshold", limit, scores.shape[1:])
     inside = scores <= limit
     if never_empty:
         inside[torch.arange(len(scores)), scores.argmin(1)] = True
@@ -177,8 +181,9 @@ def fit_half_width(
         Lei et al., "Distribution-Free Predictive Inference for Regression", 2018,
         arXiv:1604.04173, algorithm 2 and section 5.2 (locally weighted).
     """
-    residual = checked(value, of="values") - checked(prediction, of="predictions")
-    return conformal_quantile(residual.abs() / _difficulty(difficulty), coverage=coverage)
+    value = checked(value, (None,), of="values")
+    error = (value - checked(prediction, value.shape, of="predictions")).abs()
+    return conformal_quantile(error / _difficulty(difficulty, value.shape), coverage=coverage)
 
 
 def intervals(
@@ -207,33 +212,35 @@ def intervals(
     """
     if not half_width >= 0:
         raise ValueError(f"the half width is {half_width}; it must not be negative")
-    centre = checked(prediction, of="predictions")
-    reach = half_width * _difficulty(difficulty)
+    centre = checked(prediction, (None,), of="predictions")
+    reach = half_width * _difficulty(difficulty, centre.shape)
     return torch.stack((centre - reach, centre + reach), dim=1)
 
 
 def _own(scores: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    scores = checked(scores, of="scores")
-    check_target(target, scores.shape[1], of="classes")
+    scores = checked(scores, (None, None), of="scores")
+    check_target(target, scores.shape[1], scores.shape[:1], of="classes")
     return scores[torch.arange(len(scores)), target.long()]
 
 
 def _probabilities(values: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    return _within(values, of="probabilities")
+    return _within(values, (None, None), of="probabilities")
 
 
-def _within(values: Float[Tensor, "*shape"], *, of: str) -> Float[Tensor, "*shape"]:
-    values = checked(values, of=of)
+def _within(
+    values: Float[Tensor, "*shape"], shape: tuple[int | None, ...], *, of: str
+) -> Float[Tensor, "*shape"]:
+    values = checked(values, shape, of=of)
     low, high = (bound.item() for bound in values.aminmax())
     if low < 0 or high > 1:
         raise ValueError(f"the {of} span {low}..{high}; they must lie in 0..1")
     return values
 
 
-def _difficulty(difficulty: Float[Tensor, " n"] | None) -> Tensor:
+def _difficulty(difficulty: Float[Tensor, " n"] | None, shape: tuple[int, ...]) -> Tensor:
     if difficulty is None:
         return torch.ones((), dtype=torch.float64)
-    difficulty = checked(difficulty, of="difficulties")
+    difficulty = checked(difficulty, shape, of="difficulties")
     if not (difficulty > 0).all():
         raise ValueError(f"a difficulty is {difficulty.min().item()}; all must be positive")
     return difficulty

@@ -193,5 +193,5 @@ def append_cosines(
     """
     for rows, of in ((z, "embeddings"), (prototype[None], "prototypes")):
         unit_rows(rows, of=of)
-    checked(cosines, of="cosines")
+    checked(cosines, (None, None), of="cosines")
     return torch.cat((cosines, linear(z, prototype[None])), dim=1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from spherescan.calibration.checks import check_positive, check_share, checked
 from spherescan.calibration.order_statistic import as_written
 from spherescan.calibration.temperature import probabilities
+from spherescan.ops.argument import expect_shape
 
 
 def largest_score(scores: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -25,7 +26,7 @@ def largest_score(scores: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
     Raises:
         ValueError: No scores, or one that is not finite.
     """
-    return checked(scores, of="scores").amax(1)
+    return checked(scores, (None, None), of="scores").amax(1)
 
 
 def largest_probability(cosines: Float[Tensor, "n k"], *, scale: float) -> Float[Tensor, " n"]:
@@ -69,7 +70,7 @@ def energy_score(cosines: Float[Tensor, "n k"], *, scale: float) -> Float[Tensor
         Liu et al., "Energy-based Out-of-distribution Detection", 2020, arXiv:2010.03759.
     """
     check_positive(scale, of="the scale")
-    return torch.logsumexp(scale * checked(cosines, of="cosines"), dim=1) / scale
+    return torch.logsumexp(scale * checked(cosines, (None, None), of="cosines"), dim=1) / scale
 
 
 def known_threshold(scores: Float[Tensor, " n"], *, rejection: float) -> float:
@@ -98,7 +99,7 @@ def known_threshold(scores: Float[Tensor, " n"], *, rejection: float) -> float:
         5.0
     """
     check_share(rejection, of="the rejection rate")
-    scores = checked(scores, of="scores")
+    scores = checked(scores, (None,), of="scores")
     rate = as_written(rejection)
     rank = math.floor((len(scores) + 1) * rate)
     if rank == 0:
@@ -131,7 +132,8 @@ def auroc(known: Float[Tensor, " n"], unknown: Float[Tensor, " m"]) -> float:
         >>> auroc(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]))
         0.875
     """
-    known, unknown = checked(known, of="known scores"), checked(unknown, of="unknown scores")
+    known = checked(known, (None,), of="known scores")
+    unknown = checked(unknown, (None,), of="unknown scores")
     ranked = unknown.sort().values
     below = int(torch.searchsorted(ranked, known).sum())
     not_above = int(torch.searchsorted(ranked, known, right=True).sum())
@@ -179,7 +181,9 @@ def open_set_curve(
         A score equal to the threshold counts as known on both axes, as it does for
         `known_threshold`.
     """
-    known, unknown = checked(known, of="known scores"), checked(unknown, of="unknown scores")
+    known = checked(known, (None,), of="known scores")
+    unknown = checked(unknown, (None,), of="unknown scores")
+    expect_shape("correct", correct, known.shape)
     distinct = sorted({math.inf, *known.tolist(), *unknown.tolist()}, reverse=True)
     thresholds = torch.tensor(distinct, dtype=torch.float64)
     false = _count_from(unknown, thresholds) / len(unknown)

@@ -46,7 +46,7 @@ def conformal_quantile(scores: Float[Tensor, " n"], *, coverage: float) -> float
         (18.0, inf)
     """
     check_share(coverage, of="the coverage")
-    scores = checked(scores, of="scores")
+    scores = checked(scores, (None,), of="scores")
     rank = math.ceil((len(scores) + 1) * as_written(coverage))
     return math.inf if rank > len(scores) else float(torch.kthvalue(scores, rank).values)
 

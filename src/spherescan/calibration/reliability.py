@@ -56,8 +56,8 @@ def reliability_table(
     """
     if n_bins < 1:
         raise ValueError(f"got {n_bins} bins; give at least 1")
-    values = checked(probabilities, of="probabilities")
-    check_target(target, values.shape[1], of="classes")
+    values = checked(probabilities, (None, None), of="probabilities")
+    check_target(target, values.shape[1], values.shape[:1], of="classes")
     _check_distributions(values)
     confidence, predicted = values.max(dim=1)
     edges = torch.arange(n_bins + 1, dtype=torch.float64) / n_bins

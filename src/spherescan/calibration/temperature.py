@@ -49,8 +49,10 @@ def probabilities(
     """
     if not (scale >= 0 and math.isfinite(scale)):
         raise ValueError(f"the scale is {scale}; it must be finite and not negative")
-    logits = scale * checked(cosines, of="cosines")
-    return torch.softmax(logits if bias is None else logits + checked(bias, of="biases"), dim=1)
+    logits = scale * checked(cosines, (None, None), of="cosines")
+    if bias is not None:
+        logits = logits + checked(bias, logits.shape[1:], of="biases")
+    return torch.softmax(logits, dim=1)
 
 
 def laplace_smoothing(n: int, n_classes: int) -> float:
@@ -181,8 +183,8 @@ def _lead(cosines: Float[Tensor, "n k"], target: Int[Tensor, " n"]) -> Float[Ten
     A softmax does not see what all classes have in common, and where no class leads, the slope of
     the loss is then negative also after rounding.
     """
-    cosines = checked(cosines, of="cosines")
-    check_target(target, cosines.shape[1], of="classes")
+    cosines = checked(cosines, (None, None), of="cosines")
+    check_target(target, cosines.shape[1], cosines.shape[:1], of="classes")
     return cosines - cosines[torch.arange(len(cosines)), target.long(), None]
 
 

@@ -4,6 +4,7 @@ Letters: n samples, f features, d dimensions of the targets, a penalties.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.ops.argument import expect_numbers
+from spherescan.ops.argument import expect_numbers, expect_shape
 from spherescan.ops.threads import one_thread
 
 # Of features whose columns have a squared norm of about one for each sample.
@@ -75,8 +76,9 @@ def ridge(
 
     Raises:
         TypeError: Targets that are no floating-point numbers.
-        ValueError: Fewer than two samples, no positive penalty or weight, or features so large that
-            no penalty is more than their rounding.
+        ValueError: Fewer than two samples, targets or weights of another shape, a target that is
+            not finite, no positive penalty or weight, or features so large that no penalty is more
+            than their rounding.
 
     References:
         Rifkin, Lippert, "Notes on Regularized Least Squares", 2007, MIT-CSAIL-TR-2007-025: leaving
@@ -90,10 +92,19 @@ def ridge(
         (tensor([[2.0000]]), tensor([1.0000]))
     """
     expect_numbers("target", target)
+    if target.ndim != 2 or len(target) != len(x):
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected ({len(x)}, any): a row for each "
+            "sample, and a single column is target[:, None]"
+        )
+    if weights is not None:
+        expect_shape("weights", weights, x.shape[:1])
     if len(x) < 2:
         raise ValueError(f"got {len(x)} samples; at least two are needed to leave one out")
-    if not penalties or min(penalties) <= 0:
-        raise ValueError(f"got the penalties {list(penalties)}; give one or more above 0")
+    if not bool(target.isfinite().all()):
+        raise ValueError("got a target that is not finite; leave its sample out")
+    if not penalties or not all(0 < penalty < math.inf for penalty in penalties):
+        raise ValueError(f"got the penalties {list(penalties)}; give one or more above 0, finite")
     if weights is not None and not bool(((weights > 0) & weights.isfinite()).all()):
         raise ValueError("got a weight that is not above 0 and finite; leave such samples out")
     root = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double().sqrt()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spherescan.features.ridge import PENALTIES, products, ridge
-from spherescan.ops.argument import expect_numbers
+from spherescan.ops.argument import expect_numbers, expect_shape
 
 _MOST_STEPS = 50
 _STEP_SIZES = tuple(0.5**i for i in range(12))  # a tangent can promise more than the cosine gives
@@ -79,6 +79,7 @@ def sphere_ridge(
         True
     """
     expect_numbers("target", target)
+    expect_shape("target", target, x.shape[:1])
     goal = target.double()
     if not bool((goal.abs() < 1).all()):
         raise ValueError("got a target that is not between -1 and 1; widen the range of values")
@@ -92,7 +93,8 @@ def sphere_ridge(
         return float(missing.square().sum() + penalty * weight.square().sum())
 
     least = lost(weight, bias)
-    flat = torch.zeros_like(weight), height.mean()[None]
+    middle = goal.mean()  # of all constant cosines the best
+    flat = torch.zeros_like(weight), (middle / (1 - middle.square()).sqrt())[None]
     if lost(*flat) < least:  # near the poles heights are too far apart for a line
         (weight, bias), least = flat, lost(*flat)
     for _ in range(_MOST_STEPS):

@@ -8,9 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.losses.classes import check_classes, cross_entropy
+from spherescan.losses.classes import cross_entropy
 from spherescan.ops.argument import expect_shape
 from spherescan.ops.mask import check_none_is_empty
+from spherescan.ops.targets import check_target
 
 # Both of the program whose form this is.
 _STD_EPS = 1e-5
@@ -37,7 +38,7 @@ def local_cross_entropy(
         Network Training Harnessing Local Errors", 2025, arXiv:2501.09238, equation 3. There the
         projection is of the flattened activations; here it follows a norm and a pooling.
     """
-    check_classes(target, logits.shape[-1], logits.shape[:-1], of="logits")
+    check_target(target, logits.shape[-1], logits.shape[:-1], of="logits")
     return cross_entropy(logits, target)
 
 

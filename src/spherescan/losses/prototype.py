@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from spherescan.losses.classes import check_classes, cross_entropy
+from spherescan.losses.classes import cross_entropy
 from spherescan.ops import linear
 from spherescan.ops.argument import expect_shape
+from spherescan.ops.targets import check_target
 
 
 def prototype_cosine_loss(
@@ -103,4 +104,4 @@ def hpn_rust_trainer_loss(
 
 def _check(z: Tensor, prototypes: Tensor, target: Tensor) -> None:
     expect_shape("prototypes", prototypes, (prototypes.shape[0], z.shape[-1]))
-    check_classes(target, prototypes.shape[0], z.shape[:-1], of="prototypes")
+    check_target(target, prototypes.shape[0], z.shape[:-1], of="prototypes")
