@@ -321,7 +321,8 @@ def test_added_classes_are_scored_with_the_weights_there_are():
 
 def test_series_that_are_all_the_same_give_distances_no_weight():
     X, y = np.tile(np.sin(T), (8, 1)), np.arange(8) % 2
-    familiarity = fitted(X, y)._fitted.familiarity
+    with pytest.warns(UserWarning, match="8 of 8 training series are copies"):
+        familiarity = fitted(X, y)._fitted.familiarity
     assert familiarity.weights.tolist() == [0, 0]
     assert familiarity.left_out.isfinite().all()
 
